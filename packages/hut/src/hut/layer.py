@@ -1,0 +1,79 @@
+"""A projection adapted by HUT.
+
+Paper's symbols (eq. 8 to 10) and where they are: M_A is ``hut_A``, M_B is ``hut_B``, gamma is ``hut_gamma``, beta is
+``hut_beta``; m_A, the mean of M_A over r, becomes ``scale_in``, and gamma times m_B ``scale_out``. The paper does not say
+what happens to the projection's own bias; here it is added unscaled, as in the base model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from hadamard_core.layer import ScaledLinear, Vectors
+from torch import Tensor, nn
+
+from hut.config import HutConfig
+
+
+class HutLinear(ScaledLinear):
+    """``y = ((x * m_A) W^T) * gamma * m_B + bias + beta``.
+
+    For each adapter ``hut_A`` holds (in_features, r), ``hut_B`` (r, out_features), ``hut_gamma`` and ``hut_beta``
+    (out_features,). On slices of a fused projection ``hut_A`` is (slices, in_features, r), and the others lay the slices'
+    output features side by side.
+    """
+
+    adapter_layer_names = ("hut_A", "hut_B", "hut_gamma", "hut_beta")
+
+    def create_parameters(self, adapter_name: str, config: HutConfig, sizes: Sequence[int]) -> None:
+        slices = () if self.slices[adapter_name] is None else (len(sizes),)
+        features = sum(sizes)
+        for container in (self.hut_gamma, self.hut_beta):
+            if adapter_name in container:
+                del container[adapter_name]
+        self.hut_A[adapter_name] = nn.Parameter(torch.ones(*slices, self.in_features, config.r))
+        self.hut_B[adapter_name] = nn.Parameter(torch.ones(config.r, features))
+        if config.scale:
+            self.hut_gamma[adapter_name] = nn.Parameter(torch.ones(features))
+        if config.shift:
+            self.hut_beta[adapter_name] = nn.Parameter(torch.zeros(features))
+        if not config.init_weights:
+            for container in (getattr(self, name) for name in self.adapter_layer_names):
+                if adapter_name in container:
+                    nn.init.normal_(container[adapter_name], mean=container[adapter_name].mean().item(), std=0.2)
+
+    def vectors(self, adapter_name: str) -> list[Vectors]:
+        scale_in, scale_out, shift = self._over_slices(adapter_name)
+        slices = self.slices[adapter_name]
+        if slices is None:
+            return [Vectors(scale_in, scale_out, shift)]
+        sizes = [own.size(self.out_features) for own in slices]
+        shifts = [None] * len(slices) if shift is None else shift.split(sizes)
+        return [Vectors(*each) for each in zip(scale_in, scale_out.split(sizes), shifts, strict=True)]
+
+    def _over_slices(self, adapter_name: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        """m_A, gamma * m_B, and beta (None if it is not used), slices side by side as in the parameters."""
+        scale_out = _mean(self.hut_B[adapter_name], 0)
+        if adapter_name in self.hut_gamma:
+            scale_out = self.hut_gamma[adapter_name] * scale_out
+        shift = self.hut_beta[adapter_name] if adapter_name in self.hut_beta else None
+        return _mean(self.hut_A[adapter_name], -1), scale_out, shift
+
+    @torch.no_grad()
+    def compact(self, adapter_name: str) -> None:
+        """Replaces M_A and M_B by their means, and gamma by its product with m_B; see :meth:`HutModel.compact`."""
+        scale_in, scale_out, _ = self._over_slices(adapter_name)
+        trains = self.hut_A[adapter_name].requires_grad
+        self.hut_A[adapter_name] = nn.Parameter(scale_in[..., None], requires_grad=trains)
+        self.hut_B[adapter_name] = nn.Parameter(scale_out[None], requires_grad=trains)
+        if adapter_name in self.hut_gamma:
+            del self.hut_gamma[adapter_name]
+
+
+def _mean(matrix: Tensor, dim: int) -> Tensor:
+    """The mean, exactly 1 for a matrix of ones.
+
+    ``Tensor.mean`` may multiply by the reciprocal of the count, which for some counts does not bring r ones back to one.
+    """
+    return matrix.sum(dim) / torch.full((), matrix.shape[dim], dtype=matrix.dtype, device=matrix.device)
