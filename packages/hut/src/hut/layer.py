@@ -32,16 +32,13 @@ class HutLinear(ScaledLinear):
         for container in (self.hut_gamma, self.hut_beta):
             if adapter_name in container:
                 del container[adapter_name]
-        self.hut_A[adapter_name] = nn.Parameter(torch.ones(*slices, self.in_features, config.r))
-        self.hut_B[adapter_name] = nn.Parameter(torch.ones(config.r, features))
+        spread = 0.0 if config.init_weights else 0.2
+        self.hut_A[adapter_name] = _around(1.0, spread, *slices, self.in_features, config.r)
+        self.hut_B[adapter_name] = _around(1.0, spread, config.r, features)
         if config.scale:
-            self.hut_gamma[adapter_name] = nn.Parameter(torch.ones(features))
+            self.hut_gamma[adapter_name] = _around(1.0, spread, features)
         if config.shift:
-            self.hut_beta[adapter_name] = nn.Parameter(torch.zeros(features))
-        if not config.init_weights:
-            for container in (getattr(self, name) for name in self.adapter_layer_names):
-                if adapter_name in container:
-                    nn.init.normal_(container[adapter_name], mean=container[adapter_name].mean().item(), std=0.2)
+            self.hut_beta[adapter_name] = _around(0.0, spread, features)
 
     def vectors(self, adapter_name: str) -> list[Vectors]:
         scale_in, scale_out, shift = self._over_slices(adapter_name)
@@ -69,6 +66,11 @@ class HutLinear(ScaledLinear):
         self.hut_B[adapter_name] = nn.Parameter(scale_out[None], requires_grad=trains)
         if adapter_name in self.hut_gamma:
             del self.hut_gamma[adapter_name]
+
+
+def _around(center: float, spread: float, *shape: int) -> nn.Parameter:
+    values = torch.full(shape, center)
+    return nn.Parameter(values + spread * torch.randn(shape) if spread else values)
 
 
 def _mean(matrix: Tensor, dim: int) -> Tensor:

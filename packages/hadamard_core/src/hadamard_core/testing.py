@@ -1,0 +1,461 @@
+"""The conformance tests that every method package runs: what users of peft rely on, stated once.
+
+A package subclasses :class:`MethodContract` in a test file of its own::
+
+    class TestHut(MethodContract):
+        config_class = HutConfig
+        variants = ({"r": 1}, {"shift": False})
+
+Each test runs on each of :data:`MODELS` (custom modules and tiny transformers models) with each variant. Models are small
+and random; what is promised bit for bit is compared bit for bit, everything else with the tolerance of its dtype.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.testing import assert_close
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+from transformers.pytorch_utils import Conv1D
+
+
+class TwoLinear(nn.Module):
+    """A custom model with projections of different shapes, one without a bias, and a norm between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(10, 24)
+        self.norm = nn.LayerNorm(24)
+        self.second = nn.Linear(24, 6, bias=False)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.second(torch.relu(self.norm(self.first(x))))))
+
+
+class OneConv1D(nn.Module):
+    """A custom model whose projection stores its weight the other way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 10)
+        self.projection = Conv1D(14, 10)
+        nn.init.normal_(self.projection.bias)
+        self.head = nn.Linear(14, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.projection(self.embedding(ids))))
+
+
+# Weights are large, so that what an adapter changes inside is seen in the output.
+_SIZES = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "initializer_range": 0.5,
+}
+
+
+def _gpt2() -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=40, n_positions=32, initializer_range=0.5))
+
+
+def _bert() -> BertForSequenceClassification:
+    return BertForSequenceClassification(BertConfig(**_SIZES, num_labels=3))
+
+
+def _llama() -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(**_SIZES, num_key_value_heads=1, attention_bias=True))
+
+
+def _ids(generator: torch.Generator) -> Tensor:
+    return torch.randint(3, 20, (4, 7), generator=generator)
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """A model to adapt.
+
+    Attributes:
+        build: makes it, random.
+        inputs: makes its input from a generator.
+        adapt: fields of the config that say what to adapt; none for a transformers model, whose roles are known.
+        head: a module that can go into ``modules_to_save``.
+    """
+
+    build: Callable[[], nn.Module]
+    inputs: Callable[[torch.Generator], Tensor]
+    adapt: Mapping[str, Any]
+    head: str
+
+
+MODELS: dict[str, ModelCase] = {
+    "linear": ModelCase(TwoLinear, lambda g: torch.randn(5, 10, generator=g), {"target_modules": ["first", "second"]}, "head"),
+    "conv1d": ModelCase(OneConv1D, _ids, {"target_modules": ["projection"]}, "head"),
+    "gpt2": ModelCase(_gpt2, _ids, {}, "transformer.ln_f"),
+    "bert": ModelCase(_bert, _ids, {}, "classifier"),
+    "llama": ModelCase(_llama, _ids, {}, "model.norm"),
+}
+
+
+def _only_on(*names: str) -> Callable[[Callable], Callable]:
+    """Restricts a test to these of :data:`MODELS`."""
+
+    def restrict(test: Callable) -> Callable:
+        test.only_models = names
+        return test
+
+    return restrict
+
+
+def output(model: nn.Module, x: Tensor) -> Tensor:
+    """What a model computes: logits, in fp32 for comparison."""
+    result = model(x)
+    return getattr(result, "logits", result)
+
+
+@pytest.mark.filterwarnings("ignore:Merging gives a bias", "ignore:Already", "ignore:.*was active which is now deleted")
+class MethodContract:
+    """Promises of a peft method.
+
+    Attributes:
+        config_class: the method's config.
+        variants: fields of the config, each a dictionary, to test beside the defaults.
+        models: keys of :data:`MODELS` on which the method can act.
+    """
+
+    config_class: ClassVar[type[PeftConfig]]
+    variants: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    models: ClassVar[tuple[str, ...]] = tuple(MODELS)
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "case" in metafunc.fixturenames:
+            names = [name for name in self.models if name in getattr(metafunc.function, "only_models", MODELS)]
+            metafunc.parametrize("case", [MODELS[name] for name in names], ids=names)
+        if "variant" in metafunc.fixturenames:
+            variants = ({}, *self.variants)
+            metafunc.parametrize("variant", variants, ids=[json.dumps(v) if v else "defaults" for v in variants])
+
+    @pytest.fixture(autouse=True)
+    def _seeded(self) -> None:
+        torch.manual_seed(0)
+
+    @pytest.fixture()
+    def base(self, case: ModelCase) -> nn.Module:
+        return case.build().eval()
+
+    @pytest.fixture()
+    def x(self, case: ModelCase) -> Tensor:
+        return case.inputs(torch.Generator().manual_seed(1))
+
+    def config(self, case: ModelCase, variant: Mapping[str, Any] = {}, **fields: Any) -> PeftConfig:
+        return self.config_class(**{**case.adapt, **variant, **fields})
+
+    def adapted(self, case: ModelCase, base: nn.Module, variant: Mapping[str, Any] = {}, **fields: Any) -> PeftModel:
+        """A copy of ``base`` with an adapter of random values (unless ``init_weights=True`` is among the fields)."""
+        config = self.config(case, variant, **{"init_weights": False, **fields})
+        return get_peft_model(copy.deepcopy(base), config).eval()
+
+    # -- the start ---------------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_starts_as_the_base_model_bit_for_bit(self, case, variant, base, x, dtype):
+        base = base.to(dtype)
+        x = x.to(dtype) if x.is_floating_point() else x
+        assert torch.equal(output(self.adapted(case, base, variant, init_weights=True), x), output(base, x))
+
+    def test_random_values_change_the_output(self, case, variant, base, x):
+        assert not torch.allclose(output(self.adapted(case, base, variant), x), output(base, x), atol=1e-4)
+
+    def test_only_the_adapter_trains_and_all_of_it(self, case, variant, base, x):
+        model = self.adapted(case, base, variant)
+        prefix = model.base_model.prefix
+        assert {prefix in name for name, p in model.named_parameters() if p.requires_grad} == {True}
+        output(model, x).square().sum().backward()
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None, f"{name} got no gradient"
+                assert parameter.grad.abs().max() > 0, f"{name} got a gradient of zeros"
+            else:
+                assert parameter.grad is None, f"{name} is frozen but got a gradient"
+
+    def test_adapter_is_fp32_on_a_bf16_base(self, case, variant, base, x):
+        base = base.to(torch.bfloat16)
+        x = x.to(torch.bfloat16) if x.is_floating_point() else x
+        model = self.adapted(case, base, variant)
+        assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+        result = output(model, x)
+        assert result.dtype == torch.bfloat16
+        result.float().square().sum().backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+    def test_trains_under_autocast(self, case, variant, base, x):
+        model = self.adapted(case, base, variant)
+        with torch.autocast("cpu", torch.bfloat16):
+            result = output(model, x)
+        expected = output(model, x)
+        assert (result.float() - expected).norm() < 0.05 * expected.norm()
+        result.float().square().sum().backward()
+        assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+
+    # -- merging -----------------------------------------------------------------------------------------------------
+
+    def test_merging_keeps_the_function_and_unmerging_restores_every_bit(self, case, variant, base, x):
+        model = self.adapted(case, base, variant)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        expected = output(model, x)
+        for _ in range(3):
+            model.merge_adapter()
+            model.merge_adapter()
+            assert_close(output(model, x), expected, atol=1e-5, rtol=1e-4)
+            model.unmerge_adapter()
+            after = model.state_dict()
+            assert after.keys() == before.keys()
+            assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+        assert torch.equal(output(model, x), expected)
+
+    def test_merge_and_unload_gives_a_plain_model(self, case, variant, base, x):
+        model = self.adapted(case, base, variant)
+        expected = output(model, x)
+        merged = model.merge_and_unload()
+        assert type(merged) is type(base)
+        assert not any(isinstance(module, BaseTunerLayer) for module in merged.modules())
+        assert_close(output(merged, x), expected, atol=1e-5, rtol=1e-4)
+
+    def test_unload_gives_the_base_model_back(self, case, variant, base, x):
+        assert torch.equal(output(self.adapted(case, base, variant).unload(), x), output(base, x))
+
+    def test_safe_merge_refuses_values_that_are_not_finite(self, case, variant, base, x):
+        model = self.adapted(case, base, variant)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        adapter = next(p for p in model.parameters() if p.requires_grad)
+        with torch.no_grad():
+            adapter.view(-1)[0] = torch.nan
+        with pytest.raises(ValueError, match="NaNs detected"):
+            model.merge_adapter(safe_merge=True)
+        prefix = model.base_model.prefix
+        assert all(torch.equal(model.state_dict()[name], t) for name, t in before.items() if prefix not in name)
+
+    # -- several adapters --------------------------------------------------------------------------------------------
+
+    def two_adapters(self, case: ModelCase, base: nn.Module, variant: Mapping[str, Any]) -> PeftModel:
+        model = self.adapted(case, base, variant)
+        model.add_adapter("other", self.config(case, variant, init_weights=False))
+        return model.eval()
+
+    def test_adapters_are_switched(self, case, variant, base, x):
+        model = self.two_adapters(case, base, variant)
+        first = output(model, x)
+        model.set_adapter("other")
+        second = output(model, x)
+        assert not torch.allclose(first, second, atol=1e-4)
+        assert all("other" in name for name, p in model.named_parameters() if p.requires_grad)
+        model.set_adapter("default")
+        assert torch.equal(output(model, x), first)
+        with model.disable_adapter():
+            assert torch.equal(output(model, x), output(base, x))
+        assert torch.equal(output(model, x), first)
+
+    def test_merging_in_every_order_gives_the_same(self, case, variant, base, x):
+        model = self.two_adapters(case, base, variant)
+        model.base_model.set_adapter(["default", "other"])
+        expected = output(model, x)
+        for orders in ([["default", "other"]], [["other", "default"]], [["default"], ["other"]], [["other"], ["default"]]):
+            for names in orders:
+                model.merge_adapter(adapter_names=names)
+            assert_close(output(model, x), expected, atol=1e-5, rtol=1e-4)
+            model.unmerge_adapter()
+            assert torch.equal(output(model, x), expected)
+
+    def test_disabling_unmerges(self, case, variant, base, x):
+        model = self.adapted(case, base, variant)
+        model.merge_adapter()
+        with model.disable_adapter():
+            assert torch.equal(output(model, x), output(base, x))
+
+    def test_deleting(self, case, variant, base, x):
+        model = self.two_adapters(case, base, variant)
+        model.set_adapter("other")
+        expected = output(model, x)
+        model.delete_adapter("default")
+        assert torch.equal(output(model, x), expected)
+        assert not any("default" in name for name in model.state_dict())
+        model.delete_adapter("other")
+        # Without any adapter a PeftModel itself refuses to run; the tuner in it is the base model.
+        assert torch.equal(output(model.base_model, x), output(base, x))
+        assert not any(model.base_model.prefix in name for name in model.state_dict())
+
+    # -- saving and loading ------------------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+    def test_saved_and_loaded_is_the_same(self, case, variant, base, x, tmp_path, low_cpu_mem_usage):
+        model = self.adapted(case, base, variant)
+        model.save_pretrained(tmp_path)
+        loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage).eval()
+        assert torch.equal(output(loaded, x), output(model, x))
+        assert not any(p.requires_grad for p in loaded.parameters())
+        assert type(PeftConfig.from_pretrained(tmp_path)) is self.config_class
+
+    def test_file_holds_the_adapter_alone(self, case, variant, base, tmp_path):
+        model = self.adapted(case, base, variant)
+        model.save_pretrained(tmp_path)
+        stored = load_file(tmp_path / "adapter_model.safetensors")
+        assert all(model.base_model.prefix in name for name in stored)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert sum(tensor.numel() for tensor in stored.values()) == trained
+
+    def test_equal_adapters_are_equal_files(self, case, variant, base, tmp_path):
+        for name in ("a", "b"):
+            torch.manual_seed(3)
+            self.adapted(case, base, variant).save_pretrained(tmp_path / name)
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+    def test_loaded_beside_another(self, case, variant, base, x, tmp_path):
+        saved = self.adapted(case, base, variant)
+        saved.save_pretrained(tmp_path)
+        model = self.adapted(case, base, variant)
+        first = output(model, x)
+        model.load_adapter(str(tmp_path), "loaded")
+        assert torch.equal(output(model, x), first)
+        model.set_adapter("loaded")
+        assert torch.equal(output(model, x), output(saved, x))
+
+    def test_state_dict_goes_from_model_to_model(self, case, variant, base, x):
+        source, target = self.adapted(case, base, variant), self.adapted(case, base, variant)
+        outcome = set_peft_model_state_dict(target, get_peft_model_state_dict(source))
+        assert not outcome.unexpected_keys
+        assert torch.equal(output(source, x), output(target, x))
+
+    def test_modules_to_save_train_and_come_back(self, case, variant, base, x, tmp_path):
+        model = self.adapted(case, base, variant, modules_to_save=[case.head])
+        head = [p for name, p in model.named_parameters() if "modules_to_save" in name]
+        assert head
+        assert all(p.requires_grad for p in head)
+        with torch.no_grad():
+            for parameter in head:
+                parameter.add_(0.5)
+        model.save_pretrained(tmp_path)
+        loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+        assert torch.equal(output(loaded, x), output(model, x))
+        assert_close(output(model.merge_and_unload(), x), output(loaded, x), atol=1e-5, rtol=1e-4)
+
+    def test_injected_without_a_wrapper(self, case, variant, base, x):
+        injected = inject_adapter_in_model(self.config(case, variant, init_weights=True), copy.deepcopy(base)).eval()
+        assert any(isinstance(module, BaseTunerLayer) for module in injected.modules())
+        assert torch.equal(output(injected, x), output(base, x))
+
+    @_only_on("gpt2", "bert", "llama")
+    def test_transformers_loads_it_as_an_adapter(self, case, variant, base, x, tmp_path):
+        model = self.adapted(case, base, variant)
+        model.save_pretrained(tmp_path)
+        plain = copy.deepcopy(base)
+        plain.load_adapter(str(tmp_path))
+        assert torch.equal(output(plain.eval(), x), output(model, x))
+        plain.disable_adapters()
+        assert torch.equal(output(plain, x), output(base, x))
+
+    # -- what training does to a model -------------------------------------------------------------------------------
+
+    @_only_on("gpt2", "bert", "llama")
+    def test_gradient_checkpointing_changes_no_gradient(self, case, variant, base, x):
+        gradients = []
+        for checkpointing in (False, True):
+            torch.manual_seed(5)
+            model = self.adapted(case, base, variant)
+            if checkpointing:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.train()
+            for module in model.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = 0.0
+            output(model, x).square().sum().backward()
+            gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+        for a, b in zip(*gradients, strict=True):
+            assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+    def test_compiles_to_one_graph(self, case, base, x):
+        model = self.adapted(case, base)
+        expected = output(model, x)
+        expected.square().sum().backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+        model.zero_grad()
+        torch._dynamo.reset()
+        result = output(torch.compile(model, fullgraph=True, backend="aot_eager"), x)
+        assert_close(result, expected, atol=1e-5, rtol=1e-4)
+        result.square().sum().backward()
+        for parameter, gradient in zip((p for p in model.parameters() if p.requires_grad), gradients, strict=True):
+            assert_close(parameter.grad, gradient, atol=1e-4, rtol=1e-3)
+
+    @_only_on("gpt2", "llama")
+    def test_generates_with_beams_as_the_merged_model_does(self, case, variant, base, x):
+        model = self.adapted(case, base, variant)
+        settings = {"num_beams": 3, "max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+        generated = model.generate(input_ids=x, **settings)
+        assert torch.equal(model.merge_and_unload().generate(input_ids=x, **settings), generated)
+
+    def test_survives_copying(self, case, variant, base, x):
+        model = self.adapted(case, base, variant)
+        assert torch.equal(output(copy.deepcopy(model), x), output(model, x))
+
+    # -- where it acts -----------------------------------------------------------------------------------------------
+
+    def layers(self, model: nn.Module) -> list[str]:
+        return [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+
+    @_only_on("gpt2", "bert", "llama")
+    def test_layers_to_transform(self, case, variant, base):
+        every = self.layers(self.adapted(case, base, variant))
+        only = self.layers(self.adapted(case, base, variant, layers_to_transform=[1]))
+        assert only
+        assert only == [name for name in every if ".1." in name]
+
+    @_only_on("linear", "gpt2", "bert", "llama")
+    def test_exclude_modules(self, case, variant, base):
+        every = self.layers(self.adapted(case, base, variant))
+        left_out = every[0].removeprefix("base_model.model.")
+        assert self.layers(self.adapted(case, base, variant, exclude_modules=[left_out])) == every[1:]
+
+    @pytest.mark.parametrize("target_modules", [r".*(first|projection|c_attn|query|q_proj)", "all-linear"])
+    def test_target_modules_by_peft_rules(self, case, variant, base, x, target_modules):
+        config = self.config_class(**{**variant, "target_modules": target_modules, "task_type": _task_type(base)})
+        model = get_peft_model(copy.deepcopy(base), config).eval()
+        assert self.layers(model)
+        assert torch.equal(output(model, x), output(base, x))
+
+    def test_nothing_to_adapt_is_refused(self, case, variant, base):
+        with pytest.raises(ValueError, match="not found in the base model"):
+            get_peft_model(base, self.config_class(**{**variant, "target_modules": ["nowhere"]}))
+
+
+def _task_type(model: nn.Module) -> str | None:
+    return {"BertForSequenceClassification": "SEQ_CLS", "GPT2LMHeadModel": "CAUSAL_LM", "LlamaForCausalLM": "CAUSAL_LM"}.get(
+        type(model).__name__
+    )
