@@ -1,10 +1,10 @@
 """What a training step costs over the frozen model: ``python -m benchmarks.efficiency.training_step``.
 
-Four layers of RoBERTa-large's shape with random weights, forward and backward on one batch. The floor is the same frozen
-model with gradients of activations only, which no adapter can go below. All variants get the same inputs, with gradients
-down to the embeddings, and run in turn, so that a busy machine slows all of them alike; the figures are medians of the
-ratios to the floor of the same turn. Bytes saved for backward are counted by ``saved_tensors_hooks``, each storage once,
-parameters and inputs left out.
+Four layers of RoBERTa-large's shape with random weights, forward and backward on one batch. The floor is the same
+frozen model with gradients of activations only, which no adapter can go below. All variants get the same inputs, with
+gradients down to the embeddings, and run in turn, so that a busy machine slows all of them alike; the figures are
+medians of the ratios to the floor of the same turn. Bytes saved for backward are counted by ``saved_tensors_hooks``,
+each storage once, parameters and inputs left out.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from typing import Annotated
 
 import torch
 import tyro
-from hadamard_core.accounting import bytes_saved_for_backward
-from hut import HutConfig
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaModel
+
+from hadamard_core.accounting import bytes_saved_for_backward
+from hut import HutConfig
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,9 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps({"settings": settings.__dict__, "torch": torch.__version__, "variants": results}))
         return 0
     print(
-        f"{settings.layers} layers of RoBERTa-large's shape, random weights, fp32, CPU, {torch.get_num_threads()} threads, "
-        f"batch {settings.batch_size} x {settings.length}, medians of {settings.turns} interleaved turns, torch "
-        f"{torch.__version__}"
+        f"{settings.layers} layers of RoBERTa-large's shape, random weights, fp32, CPU, {torch.get_num_threads()} "
+        f"threads, batch {settings.batch_size} x {settings.length}, medians of {settings.turns} interleaved turns, "
+        f"torch {torch.__version__}"
     )
     print(f"{'':30} {'step':>8} {'to floor':>9} {'saved':>10} {'over floor':>11} {'trained':>9}")
     for name, row in results.items():

@@ -4,11 +4,12 @@ import itertools
 
 import pytest
 import torch
-from hadamard_core.functional import scaled_linear, scaled_weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import linear
 from torch.testing import assert_close
+
+from hadamard_core.functional import scaled_linear, scaled_weight
 
 WAYS = ("weight", "activation")
 NAMES = ("x", "weight", "bias", "scale_in", "scale_out", "shift")
@@ -61,7 +62,9 @@ def test_value_and_all_gradients(shape, present, compute):
             assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("layout", [[0, 0, -1, -1, 1, 1, 1], [1, 0, -1, 1, 0, -1, 0]], ids=["side by side", "interleaved"])
+@pytest.mark.parametrize(
+    "layout", [[0, 0, -1, -1, 1, 1, 1], [1, 0, -1, 1, 0, -1, 0]], ids=["side by side", "interleaved"]
+)
 def test_slices_of_a_fused_projection(layout):
     parts = torch.tensor(layout)
     args = arguments((2, 3, 5), parts=True)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import peft
 import pytest
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
 from hadamard_core.config import HadamardConfig
 from hadamard_core.registration import peft_type, register
 from hadamard_core.tuner import HadamardTuner
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 
 @dataclass

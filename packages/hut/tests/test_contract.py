@@ -1,7 +1,6 @@
 """HUT keeps every promise of a peft method."""
 
 from hadamard_core.testing import MethodContract
-
 from hut import HutConfig
 
 

@@ -7,7 +7,7 @@ they do ("query"), which means the same on every architecture, fused projections
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from peft import PeftConfig
@@ -22,8 +22,9 @@ class HadamardConfig(PeftConfig):
     """Base of the configs of the family.
 
     Args:
-        target_modules: names of the modules to adapt, by peft's rules: a list of names or suffixes, a regular expression,
-            or ``"all-linear"``. If given, ``roles`` is ignored and a fused projection is adapted as one layer.
+        target_modules: names of the modules to adapt, by peft's rules: a list of names or suffixes, a regular
+            expression, or ``"all-linear"``. If given, ``roles`` is ignored and a fused projection is adapted as one
+            layer.
         exclude_modules: names or a regular expression of modules to leave out.
         roles: what to adapt where ``target_modules`` is not given, see :mod:`hadamard_core.targets`. Of a fused
             projection (GPT-2's ``c_attn``), only the slices that have the role.
@@ -79,7 +80,7 @@ class HadamardConfig(PeftConfig):
             self.roles = tuple(self.roles)
         if isinstance(self.target_modules, str):
             for name in ("layers_to_transform", "layers_pattern"):
-                if getattr(self, name) is not None and self.target_modules.lower() != "all-linear":
+                if getattr(self, name) is not None:
                     raise ValueError(f"`{name}` cannot be used when `target_modules` is a str.")
         elif self.target_modules is not None:
             self.target_modules = set(self.target_modules)
@@ -88,7 +89,9 @@ class HadamardConfig(PeftConfig):
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern is given without layers_to_transform; name the layers to adapt.")
         if self.compute not in get_args(Compute):
-            raise ValueError(f"compute is {self.compute!r}; it must be one of {', '.join(map(repr, get_args(Compute)))}.")
+            raise ValueError(
+                f"compute is {self.compute!r}; it must be one of {', '.join(map(repr, get_args(Compute)))}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As peft's, with sets in sorted order, so that equal configs are equal files."""
@@ -98,6 +101,7 @@ class HadamardConfig(PeftConfig):
 def require_at_least(config: HadamardConfig, name: str, minimum: int) -> None:
     """Raises ValueError unless ``config``'s integer field ``name`` is at least ``minimum``."""
     value = getattr(config, name)
-    assert name in {f.name for f in fields(config)}
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{name} is {value!r} in {type(config).__name__}; it must be an integer of at least {minimum}.")
+        raise ValueError(
+            f"{name} is {value!r} in {type(config).__name__}; it must be an integer of at least {minimum}."
+        )

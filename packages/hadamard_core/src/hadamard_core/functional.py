@@ -4,10 +4,10 @@ HUT, the Hadamard adapter, (IA)^3, SSF and BitFit are one function with differen
 
     scaled_linear(x, W, bias, scale_in, scale_out, shift) = ((x * scale_in) W^T) * scale_out + bias + shift
 
-with a frozen ``W`` of shape (out, in). Autograd on ``W * outer(scale_out, scale_in)`` would compute the full gradient of
-the weight, as expensive as the product itself, only to reduce it to two vectors. There are two cheaper ways to the same
-numbers. ``u`` is the gradient of what enters the product, ``g`` that of the result, ``b' = bias + shift``, and colsum
-adds up all tokens.
+with a frozen ``W`` of shape (out, in). Autograd on ``W * outer(scale_out, scale_in)`` would compute the full gradient
+of the weight, as expensive as the product itself, only to reduce it to two vectors. There are two cheaper ways to the
+same numbers. ``u`` is the gradient of what enters the product, ``g`` that of the result, ``b' = bias + shift``, and
+colsum adds up all tokens.
 
 ``"weight"``
     y = x W'^T + b' with the scaled weight W' = W * outer(scale_out, scale_in), built anew in forward and backward: two
@@ -23,13 +23,13 @@ adds up all tokens.
 
         grad x = u * scale_in      grad scale_in = colsum(x * u)      grad scale_out = colsum(g * (x W^T))
 
-At the start (scales of one, shift of zero) both give the frozen layer's output bit for bit, because its own product with
-its own bias is what runs. Which way is cheaper depends on the number of tokens against that of features;
+At the start (scales of one, shift of zero) both give the frozen layer's output bit for bit, because its own product
+with its own bias is what runs. Which way is cheaper depends on the number of tokens against that of features;
 ``"auto"`` picks by that.
 
-In 16 bits, ``y - b'`` has lost what the rounding of y took, the more the larger the bias is beside the product. Columns
-where the bias is not small take the product anew, without the bias, so that no gradient is less accurate than that of the
-activation way in plain autograd by more than a factor of two.
+``y - b'`` has lost what the rounding of y took, the more the larger the bias is beside the product. Columns where that
+matters (in 16 bits: where the bias is not small) take the product anew, without the bias, so that no gradient is less
+accurate than that of the activation way in plain autograd by more than a factor of two.
 """
 
 from __future__ import annotations
@@ -47,8 +47,11 @@ Compute = Literal["auto", "weight", "activation"]
 # Below these magnitudes of a scale, dividing by it would magnify what underflow or rounding has taken from a product.
 _SMALLEST_DIVISOR = {torch.float16: 1e-2, torch.bfloat16: 1e-12, torch.float32: 1e-12, torch.float64: 1e-100}
 
-# In 16 bits: largest |bias| relative to the root mean square of the product at which subtracting it back is harmless.
-_LARGEST_RELATIVE_BIAS = 0.5
+# Largest |bias| relative to the root mean square of the product at which subtracting it back is harmless: the product
+# then keeps, of the dtype's digits, all but log2 of this. In 16 bits there are none to give away.
+_LARGEST_RELATIVE_BIAS = {torch.float16: 0.5, torch.bfloat16: 0.5, torch.float32: 32, torch.float64: 1e4}
+# The root mean square is taken over about as many tokens, evenly spaced.
+_SAMPLED_TOKENS = 256
 
 
 def scaled_linear(
@@ -74,8 +77,8 @@ def scaled_linear(
         scale_in: (in_features,), or (parts, in_features) together with ``parts``.
         scale_out: (out_features,).
         shift: (out_features,).
-        parts: (out_features,), integer. For a fused projection: which row of ``scale_in`` scales the input of this output
-            feature, -1 for none. Several parts are always computed as one product with the scaled weight.
+        parts: (out_features,), integer. For a fused projection: which row of ``scale_in`` scales the input of this
+            output feature, -1 for none. Always computed as one product with the scaled weight.
         compute: ``"weight"``, ``"activation"`` or ``"auto"``, see the module's docstring.
 
     Returns:
@@ -92,7 +95,7 @@ def scaled_linear(
     for name, vector, features in (("scale_out", scale_out, out_features), ("shift", shift, out_features)):
         if vector is not None and vector.shape != (features,):
             raise ValueError(f"{name} has shape {tuple(vector.shape)}; weight needs ({features},).")
-    if scale_in is not None and scale_in.shape[-1:] != (in_features,) or (parts is None) != _is_vector(scale_in):
+    if (scale_in is not None and scale_in.shape[-1:] != (in_features,)) or (parts is None) != _is_vector(scale_in):
         raise ValueError(
             f"scale_in has shape {None if scale_in is None else tuple(scale_in.shape)}; it must be ({in_features},), "
             f"or (parts, {in_features}) together with parts."
@@ -135,7 +138,7 @@ def rows_of(scale_in: Tensor | None, parts: Tensor | None) -> Tensor | None:
 def scaled_weight(
     weight: Tensor, scale_in: Tensor | None, scale_out: Tensor | None, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """``weight * outer(scale_out, scale_in)``, multiplied in at least fp32 and cast once; strides as those of ``weight``.
+    """``weight * outer(scale_out, scale_in)``, multiplied in at least fp32 and cast once, with the strides of ``weight``.
 
     Args:
         weight: (out_features, in_features).
@@ -245,8 +248,8 @@ def _(grad, x, weight, bias, scale_in, scale_out, shift, parts, by_weight, resul
 
 def _refuse_second_derivative(ctx, *grads):
     raise NotImplementedError(
-        "scaled_linear has no second derivative; compute its gradients without create_graph, or build the scaled weight "
-        "with plain tensor operations where a second derivative is needed."
+        "scaled_linear has no second derivative; compute its gradients without create_graph, or build the scaled "
+        "weight with plain tensor operations where a second derivative is needed."
     )
 
 
@@ -286,7 +289,9 @@ def _grads_of_input(
     for part, scale in enumerate(scale_in):
         own = parts == part
         u = g[:, own] @ scaled[own]
-        grads.append(_grad_of_scale_in(u, g[:, own], x, weight[own], scale, scale_out if scale_out is None else scale_out[own]))
+        grads.append(
+            _grad_of_scale_in(u, g[:, own], x, weight[own], scale, scale_out if scale_out is None else scale_out[own])
+        )
         total = total + u
     return total, torch.stack(grads).to(scale_in.dtype)
 
@@ -322,8 +327,9 @@ def _grad_of_scale_out(
     product = result.to(wide) if inside is None else result.to(wide) - inside
     gradient = (g.to(wide) * product).sum(0)
     again = torch.zeros(result.shape[-1], dtype=torch.bool, device=result.device)
-    if inside is not None and result.dtype != wide:
-        again |= inside.abs() > _LARGEST_RELATIVE_BIAS * product.square().mean(0).sqrt()
+    if inside is not None and len(product):
+        sample = product[:: max(1, len(product) // _SAMPLED_TOKENS)]
+        again |= inside.abs() > _LARGEST_RELATIVE_BIAS[result.dtype] * sample.square().mean(0).sqrt()
     if scale_out is not None:
         tiny = scale_out.abs() < _SMALLEST_DIVISOR[result.dtype]
         again |= tiny

@@ -125,8 +125,8 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
                 by_slice[own] = _compose(by_slice[own], vectors) if own in by_slice else vectors
         if whole in by_slice and len(by_slice) > 1:
             raise ValueError(
-                "Of the active adapters, some adapt slices of a fused projection and others all of it; activate or merge "
-                "them one at a time."
+                "Of the active adapters, some adapt slices of a fused projection and others all of it; activate or "
+                "merge them one at a time."
             )
         return self._spread(by_slice)
 
@@ -207,8 +207,8 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
             for kind, values in (("weight", weight), ("bias", bias)):
                 if values is not None and not torch.isfinite(values).all():
                     raise ValueError(
-                        f"NaNs detected in the merged {kind}: the adapter {', '.join(names)} seems to be broken; load it "
-                        "anew, or merge without safe_merge to see the values."
+                        f"NaNs detected in the merged {kind}: the adapter {', '.join(names)} seems to be broken; load "
+                        "it anew, or merge without safe_merge to see the values."
                     )
         if bias is not None and original.bias is None:
             warnings.warn(

@@ -57,6 +57,6 @@ def register(name: str, config_cls: type[PeftConfig], tuner_cls: type[BaseTuner]
     elif owner is not config_cls:
         raise RuntimeError(
             f"peft already has a method {name!r} ({owner.__module__}.{owner.__qualname__}), which is not "
-            f"{config_cls.__module__}.{config_cls.__qualname__}; uninstall one of the two packages, or pin a peft release "
-            f"that does not ship {name!r}."
+            f"{config_cls.__module__}.{config_cls.__qualname__}; uninstall one of the two packages, or pin a peft "
+            f"release that does not ship {name!r}."
         )

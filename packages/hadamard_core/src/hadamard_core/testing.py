@@ -6,8 +6,8 @@ A package subclasses :class:`MethodContract` in a test file of its own::
         config_class = HutConfig
         variants = ({"r": 1}, {"shift": False})
 
-Each test runs on each of :data:`MODELS` (custom modules and tiny transformers models) with each variant. Models are small
-and random; what is promised bit for bit is compared bit for bit, everything else with the tolerance of its dtype.
+Each test runs on each of :data:`~hadamard_core.testing_models.MODELS` with each variant. What is promised bit for bit
+is compared bit for bit, everything else with the tolerance of its dtype.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -33,96 +31,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
-from transformers.pytorch_utils import Conv1D
 
-
-class TwoLinear(nn.Module):
-    """A custom model with projections of different shapes, one without a bias, and a norm between them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(10, 24)
-        self.norm = nn.LayerNorm(24)
-        self.second = nn.Linear(24, 6, bias=False)
-        self.head = nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.second(torch.relu(self.norm(self.first(x))))))
-
-
-class OneConv1D(nn.Module):
-    """A custom model whose projection stores its weight the other way round."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(20, 10)
-        self.projection = Conv1D(14, 10)
-        nn.init.normal_(self.projection.bias)
-        self.head = nn.Linear(14, 3)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.projection(self.embedding(ids))))
-
-
-# Weights are large, so that what an adapter changes inside is seen in the output.
-_SIZES = {
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "initializer_range": 0.5,
-}
-
-
-def _gpt2() -> GPT2LMHeadModel:
-    return GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=40, n_positions=32, initializer_range=0.5))
-
-
-def _bert() -> BertForSequenceClassification:
-    return BertForSequenceClassification(BertConfig(**_SIZES, num_labels=3))
-
-
-def _llama() -> LlamaForCausalLM:
-    return LlamaForCausalLM(LlamaConfig(**_SIZES, num_key_value_heads=1, attention_bias=True))
-
-
-def _ids(generator: torch.Generator) -> Tensor:
-    return torch.randint(3, 20, (4, 7), generator=generator)
-
-
-@dataclass(frozen=True)
-class ModelCase:
-    """A model to adapt.
-
-    Attributes:
-        build: makes it, random.
-        inputs: makes its input from a generator.
-        adapt: fields of the config that say what to adapt; none for a transformers model, whose roles are known.
-        head: a module that can go into ``modules_to_save``.
-    """
-
-    build: Callable[[], nn.Module]
-    inputs: Callable[[torch.Generator], Tensor]
-    adapt: Mapping[str, Any]
-    head: str
-
-
-MODELS: dict[str, ModelCase] = {
-    "linear": ModelCase(TwoLinear, lambda g: torch.randn(5, 10, generator=g), {"target_modules": ["first", "second"]}, "head"),
-    "conv1d": ModelCase(OneConv1D, _ids, {"target_modules": ["projection"]}, "head"),
-    "gpt2": ModelCase(_gpt2, _ids, {}, "transformer.ln_f"),
-    "bert": ModelCase(_bert, _ids, {}, "classifier"),
-    "llama": ModelCase(_llama, _ids, {}, "model.norm"),
-}
+from hadamard_core.testing_models import MODELS, ModelCase, output
 
 
 def _only_on(*names: str) -> Callable[[Callable], Callable]:
@@ -135,12 +45,6 @@ def _only_on(*names: str) -> Callable[[Callable], Callable]:
     return restrict
 
 
-def output(model: nn.Module, x: Tensor) -> Tensor:
-    """What a model computes: logits, in fp32 for comparison."""
-    result = model(x)
-    return getattr(result, "logits", result)
-
-
 @pytest.mark.filterwarnings("ignore:Merging gives a bias", "ignore:Already", "ignore:.*was active which is now deleted")
 class MethodContract:
     """Promises of a peft method.
@@ -148,7 +52,7 @@ class MethodContract:
     Attributes:
         config_class: the method's config.
         variants: fields of the config, each a dictionary, to test beside the defaults.
-        models: keys of :data:`MODELS` on which the method can act.
+        models: keys of :data:`~hadamard_core.testing_models.MODELS` on which the method can act.
     """
 
     config_class: ClassVar[type[PeftConfig]]
@@ -167,11 +71,11 @@ class MethodContract:
     def _seeded(self) -> None:
         torch.manual_seed(0)
 
-    @pytest.fixture()
+    @pytest.fixture
     def base(self, case: ModelCase) -> nn.Module:
         return case.build().eval()
 
-    @pytest.fixture()
+    @pytest.fixture
     def x(self, case: ModelCase) -> Tensor:
         return case.inputs(torch.Generator().manual_seed(1))
 
@@ -287,7 +191,12 @@ class MethodContract:
         model = self.two_adapters(case, base, variant)
         model.base_model.set_adapter(["default", "other"])
         expected = output(model, x)
-        for orders in ([["default", "other"]], [["other", "default"]], [["default"], ["other"]], [["other"], ["default"]]):
+        for orders in (
+            [["default", "other"]],
+            [["other", "default"]],
+            [["default"], ["other"]],
+            [["other"], ["default"]],
+        ):
             for names in orders:
                 model.merge_adapter(adapter_names=names)
             assert_close(output(model, x), expected, atol=1e-5, rtol=1e-4)
@@ -445,7 +354,7 @@ class MethodContract:
 
     @pytest.mark.parametrize("target_modules", [r".*(first|projection|c_attn|query|q_proj)", "all-linear"])
     def test_target_modules_by_peft_rules(self, case, variant, base, x, target_modules):
-        config = self.config_class(**{**variant, "target_modules": target_modules, "task_type": _task_type(base)})
+        config = self.config_class(**{**variant, "target_modules": target_modules, "task_type": case.task_type})
         model = get_peft_model(copy.deepcopy(base), config).eval()
         assert self.layers(model)
         assert torch.equal(output(model, x), output(base, x))
@@ -453,9 +362,3 @@ class MethodContract:
     def test_nothing_to_adapt_is_refused(self, case, variant, base):
         with pytest.raises(ValueError, match="not found in the base model"):
             get_peft_model(base, self.config_class(**{**variant, "target_modules": ["nowhere"]}))
-
-
-def _task_type(model: nn.Module) -> str | None:
-    return {"BertForSequenceClassification": "SEQ_CLS", "GPT2LMHeadModel": "CAUSAL_LM", "LlamaForCausalLM": "CAUSAL_LM"}.get(
-        type(model).__name__
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from torch import nn
@@ -23,7 +23,7 @@ class HadamardTuner(BaseTuner):
 
     tuner_layer_cls: type[ScaledLinear]
     # peft's table of default modules for each architecture; roles are the default here.
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def _prepare_adapter_config(self, peft_config: HadamardConfig, model_config: dict) -> HadamardConfig:
         self._targets: dict[str, Target] = {}
@@ -56,13 +56,13 @@ class HadamardTuner(BaseTuner):
             return
         if not is_supported(target):
             raise ValueError(
-                f"Target module {current_key} is a {type(target).__name__}, which is not supported; target nn.Linear or "
-                "transformers' Conv1D modules, or leave it out with exclude_modules."
+                f"Target module {current_key} is a {type(target).__name__}, which is not supported; target nn.Linear "
+                "or transformers' Conv1D modules, or leave it out with exclude_modules."
             )
         if isinstance(parent, nn.MultiheadAttention):
             raise ValueError(
-                f"Target module {current_key} belongs to an nn.MultiheadAttention, which uses its weight without calling "
-                "it, so that an adapter would do nothing; leave it out with exclude_modules."
+                f"Target module {current_key} belongs to an nn.MultiheadAttention, which uses its weight without "
+                "calling it, so that an adapter would do nothing; leave it out with exclude_modules."
             )
         new_module = self.tuner_layer_cls(target, adapter_name, peft_config, slices)
         if adapter_name not in self.active_adapters:

@@ -11,7 +11,6 @@ Importing this package is what teaches peft the name::
 """
 
 from hadamard_core.registration import register
-
 from hut.config import HutConfig
 from hut.layer import HutLinear
 from hut.model import HutModel

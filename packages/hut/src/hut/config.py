@@ -43,7 +43,8 @@ class HutConfig(HadamardConfig):
     """
 
     r: int = field(
-        default=8, metadata={"help": "Columns of M_A, rows of M_B. Nominal: the function learned does not depend on it."}
+        default=8,
+        metadata={"help": "Columns of M_A, rows of M_B. Nominal: the function learned does not depend on it."},
     )
     scale: bool = field(default=True, metadata={"help": "Train gamma, the scale of the result."})
     shift: bool = field(default=True, metadata={"help": "Train beta, the shift of the result."})

@@ -1,8 +1,8 @@
 """A projection adapted by HUT.
 
 Paper's symbols (eq. 8 to 10) and where they are: M_A is ``hut_A``, M_B is ``hut_B``, gamma is ``hut_gamma``, beta is
-``hut_beta``; m_A, the mean of M_A over r, becomes ``scale_in``, and gamma times m_B ``scale_out``. The paper does not say
-what happens to the projection's own bias; here it is added unscaled, as in the base model.
+``hut_beta``; m_A, the mean of M_A over r, becomes ``scale_in``, and gamma times m_B ``scale_out``. The paper does not
+say what happens to the projection's own bias; here it is added unscaled, as in the base model.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from hadamard_core.layer import ScaledLinear, Vectors
 from torch import Tensor, nn
 
+from hadamard_core.layer import ScaledLinear, Vectors
 from hut.config import HutConfig
 
 
@@ -20,8 +20,8 @@ class HutLinear(ScaledLinear):
     """``y = ((x * m_A) W^T) * gamma * m_B + bias + beta``.
 
     For each adapter ``hut_A`` holds (in_features, r), ``hut_B`` (r, out_features), ``hut_gamma`` and ``hut_beta``
-    (out_features,). On slices of a fused projection ``hut_A`` is (slices, in_features, r), and the others lay the slices'
-    output features side by side.
+    (out_features,). On slices of a fused projection ``hut_A`` is (slices, in_features, r), and the others lay the
+    slices' output features side by side.
     """
 
     adapter_layer_names = ("hut_A", "hut_B", "hut_gamma", "hut_beta")
@@ -54,8 +54,7 @@ class HutLinear(ScaledLinear):
         scale_out = _mean(self.hut_B[adapter_name], 0)
         if adapter_name in self.hut_gamma:
             scale_out = self.hut_gamma[adapter_name] * scale_out
-        shift = self.hut_beta[adapter_name] if adapter_name in self.hut_beta else None
-        return _mean(self.hut_A[adapter_name], -1), scale_out, shift
+        return _mean(self.hut_A[adapter_name], -1), scale_out, self.hut_beta.get(adapter_name)
 
     @torch.no_grad()
     def compact(self, adapter_name: str) -> None:
@@ -76,6 +75,7 @@ def _around(center: float, spread: float, *shape: int) -> nn.Parameter:
 def _mean(matrix: Tensor, dim: int) -> Tensor:
     """The mean, exactly 1 for a matrix of ones.
 
-    ``Tensor.mean`` may multiply by the reciprocal of the count, which for some counts does not bring r ones back to one.
+    ``Tensor.mean`` may multiply by the reciprocal of the count, which for some counts does not bring r ones back to
+    one.
     """
     return matrix.sum(dim) / torch.full((), matrix.shape[dim], dtype=matrix.dtype, device=matrix.device)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from hadamard_core.config import DEFAULT_ROLES
-from hadamard_core.method import PeftMethod
 from transformers import PreTrainedModel
 
+from hadamard_core.config import DEFAULT_ROLES
+from hadamard_core.method import PeftMethod
 from hut.config import HutConfig
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hadamard_core.tuner import HadamardTuner
-
 from hut.layer import HutLinear
 
 
@@ -16,9 +15,10 @@ class HutModel(HadamardTuner):
     def compact(self, adapter_name: str = "default") -> None:
         """Turns an adapter into the smallest one of the same function, in place: r = 1 without gamma.
 
-        Because only means over r enter the function, an adapter of rank r can be stored in three vectors a projection: at
-        r = 8 on a square one, 1/6 of the bytes. The result is an ordinary HUT adapter: save it, load it, merge it as any
-        other. It is meant for storage and transport: trained further, it learns differently, because gamma is gone.
+        Because only means over r enter the function, an adapter of rank r can be stored in three vectors a projection:
+        at r = 8 on a square one, 1/6 of the bytes. The result is an ordinary HUT adapter: save it, load it, merge it
+        as any other. It is meant for storage and transport: trained further, it learns differently, because gamma is
+        gone.
 
         Args:
             adapter_name: which adapter.
