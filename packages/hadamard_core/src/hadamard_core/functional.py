@@ -138,7 +138,7 @@ def rows_of(scale_in: Tensor | None, parts: Tensor | None) -> Tensor | None:
 def scaled_weight(
     weight: Tensor, scale_in: Tensor | None, scale_out: Tensor | None, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """``weight * outer(scale_out, scale_in)``, multiplied in at least fp32 and cast once, with the strides of ``weight``.
+    """``weight * outer(scale_out, scale_in)``, multiplied in at least fp32, cast once, strides as those of ``weight``.
 
     Args:
         weight: (out_features, in_features).
