@@ -33,6 +33,7 @@ class RoundedLinear(nn.Linear):
 
 class RoundedBackend:
     supports_merge = True
+    backend_name = "rounded"
 
     def get_base_weight(self, base_layer):
         return base_layer.dequantized()
