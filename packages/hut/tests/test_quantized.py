@@ -2,13 +2,13 @@
 
 import copy
 
-import hadamard_core.layer
 import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
 from torch.testing import assert_close
 
+import hadamard_core.layer
 from hut import HutConfig
 
 
@@ -42,7 +42,7 @@ class RoundedBackend:
         peft_layer.get_base_layer().steps.data = RoundedLinear._steps(weight)
 
 
-@pytest.fixture()
+@pytest.fixture
 def rounded(monkeypatch):
     monkeypatch.setattr(
         hadamard_core.layer,

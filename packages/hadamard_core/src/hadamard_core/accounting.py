@@ -1,15 +1,4 @@
-"""What a method costs, counted: parameters by group, FLOPs by formula, bytes kept for the backward pass.
-
-FLOPs of one forward of one adapted matrix as the HUT paper counts them (Zhang, Zhou, Chen; arXiv 2409.13501), with
-d = `in_features`, k = `out_features`, N = `tokens`:
-
-    HUT:  (2d - 1) N k + 4 d k + r d + r k
-    LoRA: (2d - 1) N k + (2r + 1) d k
-
-The paper's Table 2 (0.20 and 0.86 GFLOPs on RoBERTa-large) is the part that does not depend on N, times 48 matrices.
-It has LoRA form A B and add it to the weight in every forward. LoRA as people run it computes (x A) B beside x W, which
-is `linear_flops(N, d, r) + linear_flops(N, r, k)` = 2 N r (d + k) more: report both, and say which is which.
-"""
+"""What a method costs, counted: parameters by group, FLOPs of a product, bytes kept for the backward pass."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -97,18 +86,6 @@ def _is_head(child: nn.Module, model: PreTrainedModel) -> bool:
 def linear_flops(tokens: int, in_features: int, out_features: int) -> int:
     """FLOPs of one product of (tokens, in_features) with a weight, a multiply-add counting as two."""
     return 2 * tokens * in_features * out_features
-
-
-def hut_flops(tokens: int, in_features: int, out_features: int, r: int) -> int:
-    """The HUT paper's count for HUT; with `tokens=0` the cost of composing the weight, as in its Table 2."""
-    product = (2 * in_features - 1) * tokens * out_features
-    return product + 4 * in_features * out_features + r * (in_features + out_features)
-
-
-def lora_flops(tokens: int, in_features: int, out_features: int, r: int) -> int:
-    """The HUT paper's count for LoRA; with `tokens=0` the cost of composing the weight, as in its Table 2."""
-    product = (2 * in_features - 1) * tokens * out_features
-    return product + (2 * r + 1) * in_features * out_features
 
 
 def bytes_saved_for_backward(forward: Callable[[], Tensor], exclude: Iterable[Tensor] = ()) -> int:
