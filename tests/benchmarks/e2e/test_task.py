@@ -1,0 +1,150 @@
+"""What the task promises: which rows, which loss, one text for each distinct meaning representation."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from benchmarks.e2e import metrics, task
+from benchmarks.e2e.data import Example, load_split
+from benchmarks.e2e.encoding import IGNORED, encode_prompt
+from benchmarks.e2e.task import E2E, LoadedE2E, subset
+from harness.config import DataConfig
+
+ROWS = [
+    Example("name[Blue Spice], eatType[pub]", "Blue Spice is a pub."),
+    Example("name[Blue Spice], eatType[pub]", "There is a pub called Blue Spice."),
+    Example("name[Zizzi], food[Italian], familyFriendly[yes]", "Zizzi is Italian and welcomes families."),
+    Example("name[A]", "A."),
+]
+GROUPS = {
+    "name[Zizzi], food[Italian], familyFriendly[yes]": ["Zizzi is Italian."],
+    "name[A]": ["A.", "It is A."],
+    "name[Blue Spice], eatType[pub]": ["Blue Spice is a pub."],
+}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedE2E:
+    settings = E2E(num_beams=2, max_new_tokens=6, eval_batch_size=2)
+    return LoadedE2E(settings, {"train": ROWS, "validation": ROWS[:2]}, {"test": GROUPS, "validation": GROUPS}, {})
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_loss_is_the_sum_over_completions_and_end_tokens(model, tokenizer, loaded, label_smoothing):
+    """Against the formula: -(1 - s) log p(target) - s mean(log p), from all logits, one row at a time, unpadded."""
+    features = loaded.encode(tokenizer, "train")
+    expected, targets = 0.0, 0
+    for row, feature in zip(ROWS, features, strict=True):
+        prompt = len(encode_prompt(tokenizer, row.meaning_representation, "lora"))
+        ids = feature["input_ids"]
+        log_p = model(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+        for position in range(prompt, len(ids)):
+            spread = log_p[position - 1].mean()
+            expected -= (1 - label_smoothing) * log_p[position - 1, ids[position]] + label_smoothing * spread
+            targets += 1
+        assert ids[-1] == tokenizer.eos_token_id
+    loss, count = loaded.loss(model, loaded.collate(features), label_smoothing=label_smoothing)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)  # the loss is taken in float32
+    assert loss.ndim == 0
+    assert (int(count), count.dtype) == (targets, torch.int64)
+
+
+def test_loss_does_not_see_what_the_prompt_predicts(model, tokenizer, loaded):
+    """Gradients flow through the prompt, but an example whose completion is cut off adds nothing."""
+    features = loaded.encode(tokenizer, "train")
+    whole, count = loaded.loss(model, loaded.collate(features[:2]), label_smoothing=0.0)
+    silent = {"input_ids": features[2]["input_ids"], "labels": [IGNORED] * len(features[2]["labels"])}
+    padded, same_count = loaded.loss(model, loaded.collate([*features[:2], silent]), label_smoothing=0.0)
+    torch.testing.assert_close(padded, whole, rtol=1e-5, atol=0)
+    assert count == same_count
+
+
+def test_loss_is_the_same_through_a_peft_wrapper(model, tokenizer, loaded):
+    batch = loaded.collate(loaded.encode(tokenizer, "train"))
+    expected, _ = loaded.loss(model, batch, label_smoothing=0.1)
+    name = "c_attn" if model.config.model_type == "gpt2" else "q_proj"
+    adapted = get_peft_model(
+        model, LoraConfig(target_modules=[name], task_type="CAUSAL_LM", fan_in_fan_out=name == "c_attn")
+    )
+    loss, _ = loaded.loss(adapted.eval(), batch, label_smoothing=0.1)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    loss.backward()
+    assert any(parameter.grad is not None for parameter in adapted.parameters())
+    adapted.unload()
+
+
+def test_each_distinct_meaning_representation_is_decoded_once(model, tokenizer, loaded, progress, monkeypatch):
+    seen = {}
+
+    def score(hypotheses, references, *, progress):
+        seen.update(hypotheses=list(hypotheses), references=[list(group) for group in references])
+        progress(1, 3)
+        progress(3, 3)
+        return metrics.Scores({"bleu": 0.5}, {"meteor": "no Java"}, {"bleu": "signature"})
+
+    monkeypatch.setattr(metrics, "score", score)
+    evaluation = loaded.evaluate(model, tokenizer, "test", progress)
+    assert [line["meaning_representation"] for line in evaluation.predictions] == list(GROUPS)
+    assert [line["references"] for line in evaluation.predictions] == list(GROUPS.values()) == seen["references"]
+    assert [line["hypothesis"] for line in evaluation.predictions] == seen["hypotheses"]
+    assert evaluation.predictions[1]["prompt"] == "name : A<|begin|>"
+    assert (evaluation.metrics, evaluation.unavailable) == ({"bleu": 0.5}, {"meteor": "no Java"})
+    assert [(name, sum(steps)) for name, _, _, steps in progress.bars] == [("decoding", 3), ("scoring", 3)]
+
+
+def test_all_rows_are_used_without_limits():
+    loaded = E2E().load(DataConfig(), seed=0)
+    assert (len(loaded.rows["train"]), len(loaded.rows["validation"])) == (42061, 4672)
+    assert (len(loaded.decoded["validation"]), len(loaded.decoded["test"])) == (547, 630)
+    assert sum(map(len, loaded.decoded["test"].values())) == 4693
+    assert (loaded.facts["train_examples"], loaded.facts["train_subset"]) == (42061, "all")
+    assert loaded.facts["available"]["test"] == {"examples": 4693, "meaning_representations": 630}
+
+
+def test_limits_select_by_the_right_seed():
+    """Training rows by the run's seed, evaluation by a constant: every run is scored on the same inputs."""
+    limited = DataConfig(train_limit=20, eval_limit=10)
+    first, second = E2E().load(limited, seed=1), E2E().load(limited, seed=2)
+    assert first.rows["train"] != second.rows["train"]
+    assert first.rows["validation"] == second.rows["validation"]
+    assert first.decoded == second.decoded
+    assert [len(first.decoded[name]) for name in ("validation", "test")] == [10, 10]
+    assert E2E().load(limited, seed=1) == first
+    assert first.facts["train_subset"] == "drawn by seed 1"
+    references = {row.meaning_representation for row in load_split("test")}
+    assert set(first.decoded["test"]) <= references
+
+
+def test_a_smaller_subset_is_part_of_a_larger_one_and_keeps_the_order():
+    items = list(range(100))
+    small, large = subset(items, 10, seed=3), subset(items, 40, seed=3)
+    assert set(small) < set(large)
+    assert small == sorted(small)
+    assert len(large) == 40
+    assert subset(items, 10, seed=4) != small
+    assert subset(items, 100, seed=3) == subset(items, None, seed=3) == items
+
+
+def test_the_subset_is_pinned():
+    """The rows behind committed results; a change here needs a new task version."""
+    assert subset(range(630), 5, task.EVALUATION_SEED) == [16, 203, 325, 437, 486]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_beams", 0),
+        ("max_new_tokens", 0),
+        ("eval_batch_size", 0),
+        ("length_penalty", -0.1),
+        ("length_penalty", float("nan")),
+        ("no_repeat_ngram_size", -1),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused_by_their_flag(field, value):
+    with pytest.raises(ValueError, match=f"--task.{field.replace('_', '-')} is {value}"):
+        dataclasses.replace(E2E(), **{field: value})
