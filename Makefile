@@ -1,4 +1,4 @@
-# Each target builds .venv first, from constraints.txt; nothing outside .venv is touched.
+# Each target builds .venv first, from constraints.txt; nothing is installed outside of it.
 #
 #   make e2e     fine-tune a small language model with HUT on E2E NLG, decode and score it (the main job)
 #   make test    lint and run all tests

@@ -29,8 +29,8 @@ def test_the_published_form_is_the_published_string():
 
 def test_the_lora_form_is_what_the_lora_repository_trains_on():
     assert render(MEANING, "lora") == (
-        "name : Blue Spice | Type : coffee shop | food : Fast food | price : £ 20 - 25 | customer rating : 3 out of 5 | "
-        "area : city centre | family friendly : no | near : Café Brazil"
+        "name : Blue Spice | Type : coffee shop | food : Fast food | price : £ 20 - 25 | customer rating : 3 out of 5"
+        " | area : city centre | family friendly : no | near : Café Brazil"
     )
 
 

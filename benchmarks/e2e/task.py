@@ -1,0 +1,227 @@
+"""The E2E NLG task: a restaurant's meaning representation (MR) becomes one English text.
+
+The loss covers the completion and its end token only. Each distinct MR is decoded once, by beam search, and the
+texts are scored against all references of their MR with the official metrics.
+
+What a limit selects does not depend on the method. Evaluation sees one and the same subset whatever the run's seed, so
+that scores can be compared over methods and seeds. The training subset is drawn by the run's seed, so that the spread
+over seeds holds the choice of examples; at one seed all methods see the same. A smaller limit's subset is part of a
+larger one's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from benchmarks.e2e import decoding, metrics
+from benchmarks.e2e.data import Example, group_by_meaning_representation, load_split
+from benchmarks.e2e.encoding import IGNORED, InputForm, encode_example, encode_prompt, right_pad
+from harness.config import DataConfig
+from harness.protocols import Evaluation, Progress
+
+T = TypeVar("T")
+
+EVALUATION_SEED = 0
+"""Draws the evaluation subsets; another number would make scores of limited runs another measurement."""
+
+
+@dataclass(frozen=True)
+class E2E:
+    """E2E NLG: a restaurant's attributes become a text, scored by BLEU, NIST, METEOR, ROUGE-L and CIDEr."""
+
+    version: ClassVar[int] = 1
+    task_type: ClassVar[str] = "CAUSAL_LM"
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    recipes: ClassVar[Path] = Path(__file__).parent / "recipes"
+
+    input_form: InputForm = "lora"
+    """What the model is given: lora, as the LoRA repository has it (name : X | Type : Y), or mr, as published."""
+    num_beams: int = 10
+    """Unfinished texts that beam search keeps; time and memory of decoding grow in proportion."""
+    length_penalty: float = 0.9
+    """A text's score is its log-probability over its number of tokens to this power; larger means longer texts."""
+    no_repeat_ngram_size: int = 4
+    """No text may hold the same run of so many tokens twice; the prompt does not count. 0 allows all."""
+    max_new_tokens: int = 64
+    """A text is cut after so many tokens; of the test split's references 0.1 % are longer (SmolLM2's tokens)."""
+    eval_batch_size: int = 8
+    """Inputs decoded together, with num_beams texts each; changes time and memory, not the texts."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_beams", "max_new_tokens", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--task.{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        if not (math.isfinite(self.length_penalty) and self.length_penalty >= 0):
+            raise ValueError(f"--task.length-penalty is {self.length_penalty}: it must be 0 or above")
+        if self.no_repeat_ngram_size < 0:
+            raise ValueError(f"--task.no-repeat-ngram-size is {self.no_repeat_ngram_size}: it must be 0 or above")
+
+    def load(self, data: DataConfig, seed: int) -> LoadedE2E:
+        """Reads and limits the three splits.
+
+        Args:
+            data: ``train_limit`` counts rows; ``eval_limit`` counts distinct MRs where texts are decoded, and rows
+                where the validation loss is measured.
+            seed: draws the training subset.
+
+        Raises:
+            UserError: the data is missing or damaged.
+        """
+        available = {name: load_split(file, data.dir) for name, file in SPLIT_FILES.items()}
+        groups = {name: group_by_meaning_representation(available[name]) for name in ("validation", "test")}
+        rows = {
+            "train": subset(available["train"], data.train_limit, seed),
+            "validation": subset(available["validation"], data.eval_limit, EVALUATION_SEED),
+        }
+        decoded = {name: dict(subset(list(groups[name].items()), data.eval_limit, EVALUATION_SEED)) for name in groups}
+        return LoadedE2E(self, rows, decoded, facts(self, available, rows, decoded, seed))
+
+
+SPLIT_FILES = {"train": "train", "validation": "dev", "test": "test"}
+
+
+def subset(items: Sequence[T], limit: int | None, seed: int) -> list[T]:
+    """Returns ``limit`` of the items in their own order: those whose position hashes lowest.
+
+    A hash rather than a generator, so that the subset is the same on every Python and a part of any larger subset.
+    """
+    if limit is None or limit >= len(items):
+        return list(items)
+
+    def rank(position: int) -> bytes:
+        return hashlib.sha256(f"{seed}/{position}".encode()).digest()
+
+    return [items[position] for position in sorted(sorted(range(len(items)), key=rank)[:limit])]
+
+
+def facts(
+    task: E2E,
+    available: Mapping[str, Sequence[Example]],
+    rows: Mapping[str, Sequence[Example]],
+    decoded: Mapping[str, Mapping[str, Sequence[str]]],
+    seed: int,
+) -> dict[str, Any]:
+    """Returns what the result says about the data."""
+    return {
+        "dataset": "E2E NLG (Novikova, Dusek and Rieser 2017), release v1.0.0",
+        "licence": "CC BY-SA 4.0",
+        "input_form": task.input_form,
+        "references": "original text, not tokenised (the LoRA repository scores against tokenised ones)",
+        "train_examples": len(rows["train"]),
+        "validation_loss_examples": len(rows["validation"]),
+        "validation_meaning_representations": len(decoded["validation"]),
+        "test_meaning_representations": len(decoded["test"]),
+        "available": {
+            name: {"examples": len(split), "meaning_representations": len(group_by_meaning_representation(split))}
+            for name, split in available.items()
+        },
+        "train_subset": f"drawn by seed {seed}" if len(rows["train"]) < len(available["train"]) else "all",
+        "evaluation_subset": (
+            f"drawn by the constant {EVALUATION_SEED}, the same for every seed"
+            if len(rows["validation"]) < len(available["validation"])
+            else "all"
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class LoadedE2E:
+    """The data of :class:`E2E`, limited.
+
+    Attributes:
+        task: the settings.
+        rows: split -> the rows that a loss is computed of.
+        decoded: split -> the distinct MRs that texts are decoded for, with all their references.
+        facts: see :func:`facts`.
+    """
+
+    task: E2E
+    rows: Mapping[str, Sequence[Example]]
+    decoded: Mapping[str, Mapping[str, Sequence[str]]]
+    facts: Mapping[str, Any]
+
+    def model_kwargs(self) -> Mapping[str, Any]:
+        """A language model needs no extra arguments."""
+        return {}
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, split: str) -> list[dict[str, list[int]]]:
+        """Returns ``input_ids`` and ``labels`` of each row."""
+        return [
+            encode_example(tokenizer, row.meaning_representation, row.reference, self.task.input_form)
+            for row in self.rows[split]
+        ]
+
+    def collate(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Pads on the right."""
+        return right_pad(features)
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor], *, label_smoothing: float) -> tuple[Tensor, Tensor]:
+        """Returns the sum of the cross entropies of completions and end tokens, and their number.
+
+        The output layer runs only on positions that predict a target in some row of the batch: more than half of all
+        tokens are prompt.
+
+        Args:
+            label_smoothing: as in torch's ``cross_entropy``: this share of the target's probability is spread evenly
+                over the whole vocabulary, the target included.
+        """
+        targets = batch["labels"][:, 1:]
+        positions = (targets != IGNORED).any(dim=0).nonzero()[:, 0]
+        output = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            use_cache=False,
+            logits_to_keep=positions,
+        )
+        targets = targets[:, positions]
+        loss = F.cross_entropy(
+            output.logits.float().flatten(0, 1),
+            targets.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=label_smoothing,
+        )
+        return loss, (targets != IGNORED).sum()
+
+    def evaluate(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, split: str, progress: Progress
+    ) -> Evaluation:
+        """Decodes each distinct MR once and scores the texts against all references of their MRs."""
+        groups = self.decoded[split]
+        prompts = [encode_prompt(tokenizer, meaning, self.task.input_form) for meaning in groups]
+        search = decoding.BeamSearch(
+            self.task.num_beams, self.task.length_penalty, self.task.no_repeat_ngram_size, self.task.max_new_tokens
+        )
+        texts = decoding.decode(model, tokenizer, prompts, search, self.task.eval_batch_size, progress)
+        with progress.bar("scoring", total=len(texts), unit="text") as bar:
+            scored = 0
+
+            def advance(done: int, total: int) -> None:
+                nonlocal scored
+                bar.update(done - scored)
+                scored = done
+
+            scores = metrics.score(texts, list(groups.values()), progress=advance)
+        return Evaluation(
+            metrics=scores.metrics,
+            unavailable=scores.unavailable,
+            signatures=scores.signatures,
+            predictions=[
+                {
+                    "meaning_representation": meaning,
+                    "prompt": tokenizer.decode(prompt),
+                    "hypothesis": text,
+                    "references": list(references),
+                }
+                for (meaning, references), prompt, text in zip(groups.items(), prompts, texts, strict=True)
+            ],
+        )
