@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from harness.console import is_main_process
+
 
 class UserError(Exception):
     """What the user gave cannot be used. The message is one sentence: what was found, where, what to do."""
@@ -23,5 +25,6 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     except UserError as error:
         if "--debug" in arguments:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        if is_main_process():
+            print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """The two seams of the harness: what a method is and what a task is.
 
-Both are found by entry points (``hadamard.methods``, ``hadamard.tasks``), so that a package installed beside this one can
-bring its own; the harness names none. An entry point gives a frozen dataclass: its fields are the ``--method.*`` or
+Both are found by entry points (``hadamard.methods``, ``hadamard.tasks``), so that a package installed beside this one
+can bring its own; the harness names none. An entry point gives a frozen dataclass: its fields are the ``--method.*`` or
 ``--task.*`` flags, its docstring's first line is what ``--list`` prints, and it has the attributes below. Neither side
 has to import this file: the protocols are structural.
 """
@@ -96,7 +96,7 @@ class LoadedTask(Protocol):
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor], *, label_smoothing: float) -> tuple[Tensor, Tensor]:
         """Returns the *sum* of the losses over the batch's targets (0-dim, differentiable) and the number of targets
-        (0-dim, int64), so that the loop can take the mean over a global batch of several micro-batches and processes."""
+        (0-dim, int64): the loop takes the mean over a global batch of several micro-batches and processes."""
 
     def evaluate(
         self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, split: str, progress: Progress

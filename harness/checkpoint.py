@@ -1,0 +1,186 @@
+"""Checkpoints: what is trained, the optimiser's state and the run's history, in one safetensors file.
+
+``checkpoint/last.safetensors`` is written beside its place, flushed to the disk and renamed, so a kill at any moment
+leaves the old one or the new one. It names the file that holds the parameters of lowest validation loss
+(``best-STEP.safetensors``), which is written before it and deleted after a better one is named. Random numbers need no
+place in it: data order and dropout are functions of seed and step (:mod:`harness.order`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from harness.errors import UserError
+from harness.registry import one_line
+
+FORMAT = "hadamard-bench checkpoint 1"
+LAST = "last.safetensors"
+
+
+@dataclass
+class History:
+    """How far training has come, and what it has seen.
+
+    Attributes:
+        step: optimiser steps done.
+        targets: target tokens (or labels) whose loss was taken.
+        seconds: time spent in training and its evaluations.
+        losses: ``{"step", "loss", "learning_rate"}``, loss as the mean over the targets since the entry before.
+        open_loss: sum of losses and number of targets since the last entry.
+        validation: ``{"step", "loss"}``, loss as the mean over all targets of the validation split.
+        best: the entry of ``validation`` with the lowest loss.
+    """
+
+    step: int = 0
+    targets: int = 0
+    seconds: float = 0.0
+    losses: list[dict[str, float]] = field(default_factory=list)
+    open_loss: tuple[float, int] = (0.0, 0)
+    validation: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointStore:
+    """The ``checkpoint`` folder of a run.
+
+    Attributes:
+        identity: what must be the same when a run goes on, such as the base model's fingerprint; words -> value.
+    """
+
+    folder: Path
+    identity: Mapping[str, str]
+
+    def exists(self) -> bool:
+        return self.folder.exists()
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: History, *, is_best: bool) -> None:
+        """Writes the state after ``history.step`` steps."""
+        parameters = trained_parameters(model)
+        tensors = {f"model.{name}": parameter for name, parameter in parameters.items()}
+        for name, parameter in parameters.items():
+            for key, value in optimizer.state[parameter].items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        if is_best:
+            best = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+            self._write(self._best_file(history.step), best, history)
+        self._write(LAST, tensors, history)
+        keep = {LAST} if history.best is None else {LAST, self._best_file(int(history.best["step"]))}
+        for path in self.folder.iterdir():
+            if path.name not in keep:
+                path.unlink()
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> History:
+        """Reads the last state into model and optimiser.
+
+        Raises:
+            UserError: the folder is empty, or its file is truncated or belongs to something else.
+        """
+        path = self.folder / LAST
+        if not path.is_file():
+            state = "is empty" if not any(self.folder.iterdir()) else f"has no {LAST}"
+            raise UserError(f"the checkpoint folder {self.folder} {state}: --overwrite starts the run afresh")
+        tensors, history = self._read(path)
+        parameters = trained_parameters(model)
+        self._fill(path, parameters, tensors)
+        state = {
+            index: {
+                key.split(".")[1]: tensor
+                for key, tensor in tensors.items()
+                if key.startswith("optimizer.") and key.split(".", 2)[2] == name
+            }
+            for index, name in enumerate(_in_optimizer_order(parameters, optimizer))
+        }
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        return history
+
+    def restore_best(self, model: nn.Module, history: History) -> None:
+        """Reads the parameters of lowest validation loss into the model."""
+        assert history.best is not None
+        path = self.folder / self._best_file(int(history.best["step"]))
+        self._fill(path, trained_parameters(model), self._read(path)[0])
+
+    def delete(self) -> None:
+        """Removes the folder, at the end of a run."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    @staticmethod
+    def _best_file(step: int) -> str:
+        return f"best-{step:08d}.safetensors"
+
+    def _write(self, name: str, tensors: Mapping[str, Tensor], history: History) -> None:
+        state = {"history": asdict(history), "identity": dict(self.identity)}
+        first = not self.folder.exists()
+        folder = self.folder.with_name(f".{self.folder.name}.new") if first else self.folder
+        if first and folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(exist_ok=True)
+        beside = folder / f".{name}.new"
+        on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        save_file(on_cpu, beside, metadata={"format": FORMAT, "state": json.dumps(state)})
+        _flush(beside)
+        beside.replace(folder / name)
+        if first:
+            folder.rename(self.folder)
+        _flush(self.folder)
+
+    def _read(self, path: Path) -> tuple[dict[str, Tensor], History]:
+        again = "--overwrite starts the run afresh"
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"the checkpoint {path} is damaged ({one_line(error)}): {again}") from error
+        if metadata.get("format") != FORMAT:
+            raise UserError(f"the checkpoint {path} was not written by this version of harness.run: {again}")
+        state = json.loads(metadata["state"])
+        for word, value in self.identity.items():
+            if state["identity"].get(word) != value:
+                raise UserError(
+                    f"--resume: the {word} was {state['identity'].get(word)} when {path} was written "
+                    f"and is {value} now: restore it, or {again}"
+                )
+        return tensors, History(**{**state["history"], "open_loss": tuple(state["history"]["open_loss"])})
+
+    def _fill(self, path: Path, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+        shapes = {f"model.{name}": tuple(parameter.shape) for name, parameter in parameters.items()}
+        found = {key: tuple(tensor.shape) for key, tensor in tensors.items() if key.startswith("model.")}
+        if shapes != found:
+            odd = min(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+            raise UserError(
+                f"the checkpoint {path} is of another model: {odd.removeprefix('model.')} is "
+                f"{found.get(odd, 'missing')} there and {shapes.get(odd, 'not trained')} here"
+            )
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[f"model.{name}"])
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Returns name -> parameter for all that require a gradient."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _in_optimizer_order(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Iterable[str]:
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

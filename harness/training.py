@@ -1,0 +1,274 @@
+"""The training loop, to be read from top to bottom.
+
+One optimiser step takes one global batch: each process runs its share in micro-batches and adds up the gradients of the
+*sum* of losses; the sum is then divided by the number of targets of the global batch, so the loss is the mean over all
+its targets whatever the number of processes and micro-batches. Learning rate, data order and dropout are functions of
+the step, so that a run that was killed and resumed computes the same numbers as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from harness.checkpoint import CheckpointStore, History, trained_parameters
+from harness.config import TrainConfig
+from harness.console import Console
+from harness.errors import UserError
+from harness.order import Order, by_length, step_seed
+from harness.protocols import LoadedTask
+
+Features = Sequence[Mapping[str, Any]]
+
+# points of the loss curve in the result: enough to draw it, few enough to read the file
+CURVE_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a run.
+
+    Attributes:
+        total: number of optimiser steps.
+        micro_batch: examples that one process holds at once.
+    """
+
+    order: Order
+    total: int
+    micro_batch: int
+
+
+def make_plan(features: Features, config: TrainConfig, seed: int, processes: int) -> Plan:
+    """Divides the training examples into steps and each step's batch over processes and micro-batches.
+
+    Raises:
+        UserError: the batch is larger than the data, or does not divide evenly.
+    """
+    order = Order(lengths(features), config.batch_size, seed, config.group_by_length)
+    if order.steps_per_epoch == 0:
+        raise UserError(
+            f"--train.batch-size is {config.batch_size} and there are {len(features)} training examples: "
+            "the batch must not be larger"
+        )
+    return Plan(order, order.total_steps(config.epochs, config.max_steps), micro_batch_size(config, processes))
+
+
+def train(
+    model: nn.Module,
+    task: LoadedTask,
+    features: Features,
+    validation: Features,
+    config: TrainConfig,
+    plan: Plan,
+    accelerator: Accelerator,
+    store: CheckpointStore,
+    console: Console,
+) -> History:
+    """Trains in place what requires a gradient; goes on from the store's checkpoint if there is one.
+
+    Args:
+        validation: features whose loss selects the best step; empty if ``eval_every`` is never.
+
+    Returns:
+        What happened. The model holds the parameters of the last step; those of the best are in ``store``.
+
+    Raises:
+        UserError: the loss is not finite, or the checkpoint cannot be used.
+    """
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    order, total = plan.order, plan.total
+
+    optimizer = make_optimizer(model, config, accelerator.device)
+    history = store.restore(model, optimizer) if store.exists() else History()
+    if history.step:
+        console.say(f"going on after step {history.step} of {total}")
+    accelerator.wait_for_everyone()  # nobody may write a checkpoint before all have read
+    model, optimizer = accelerator.prepare(model, optimizer)
+    bare = accelerator.unwrap_model(model)
+    parameters = list(trained_parameters(bare).values())
+    curve_every = max(1, total // CURVE_POINTS)
+    started = time.monotonic() - history.seconds
+
+    with console.bar("training", total - history.step, "step") as bar:
+        for step in range(history.step, total):
+            seed_everything(step_seed(order.seed, step, rank))
+            learning_rate = config.learning_rate * schedule(config, step, total)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+
+            model.train()
+            loss_sum, targets = torch.zeros((), device=accelerator.device), 0
+            micro_batches = order.share(step, rank, processes, plan.micro_batch)
+            for position, examples in enumerate(micro_batches):
+                batch = to_device(task.collate([features[example] for example in examples]), accelerator.device)
+                more_follow = position + 1 < len(micro_batches)
+                with accelerator.no_sync(model) if more_follow else nullcontext():
+                    loss, count = task.loss(model, batch, label_smoothing=config.label_smoothing)
+                    accelerator.backward(loss)
+                loss_sum = loss_sum + loss.detach().float()
+                targets = targets + count
+            loss_sum, targets = global_sums(accelerator, loss_sum, targets)
+
+            # DistributedDataParallel has averaged over the processes what is to be a sum
+            torch._foreach_mul_(
+                [parameter.grad for parameter in parameters if parameter.grad is not None],
+                processes / max(targets, 1),
+            )
+            limit = math.inf if config.max_grad_norm is None else config.max_grad_norm
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+            if not (math.isfinite(loss_sum) and math.isfinite(norm)):
+                what = "loss" if not math.isfinite(loss_sum) else "gradient"
+                raise not_finite(what, step + 1, total, store)
+            optimizer.step()
+            optimizer.zero_grad()
+
+            history.step = step + 1
+            history.targets += targets
+            open_sum, open_targets = history.open_loss
+            history.open_loss = (open_sum + loss_sum, open_targets + targets)
+            last = history.step == total
+            if last or history.step % curve_every == 0:
+                mean = history.open_loss[0] / max(history.open_loss[1], 1)
+                history.losses.append({"step": history.step, "loss": mean, "learning_rate": learning_rate})
+                history.open_loss = (0.0, 0)
+            bar.set_postfix_str(f"loss {loss_sum / max(targets, 1):.3f}, learning rate {learning_rate:.2e}")
+            bar.update(1)
+
+            evaluates = is_due(config.eval_every, history.step, order.steps_per_epoch, last)
+            is_best = False
+            if evaluates:
+                loss = validation_loss(bare, task, validation, 4 * plan.micro_batch, accelerator)
+                if not math.isfinite(loss):
+                    raise not_finite("validation loss", history.step, total, store)
+                entry = {"step": history.step, "loss": loss}
+                is_best = history.best is None or loss < history.best["loss"]
+                history.validation.append(entry)
+                history.best = entry if is_best else history.best
+                console.say(
+                    f"step {history.step} of {total}: validation loss {loss:.4f} a target (label smoothing off)"
+                )
+            if evaluates or last or history.step % config.save_every == 0:
+                if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+                    raise not_finite("value of a trained parameter", history.step, total, store)
+                history.seconds = time.monotonic() - started
+                if accelerator.is_main_process:
+                    store.save(bare, optimizer.optimizer, history, is_best=is_best)
+    return history
+
+
+def micro_batch_size(config: TrainConfig, processes: int) -> int:
+    """Returns how many examples one process holds at once.
+
+    Raises:
+        UserError: the global batch does not divide evenly.
+    """
+    share, rest = divmod(config.batch_size, processes)
+    if rest:
+        raise UserError(f"--train.batch-size {config.batch_size} cannot be shared evenly by {processes} processes")
+    if config.micro_batch_size is None:
+        return share
+    if share % config.micro_batch_size:
+        raise UserError(
+            f"--train.micro-batch-size {config.micro_batch_size} does not divide the {share} examples that each "
+            "process has of a batch"
+        )
+    return config.micro_batch_size
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
+    """Returns AdamW over what requires a gradient; biases and the parameters of normalisation layers do not decay."""
+    decayed, plain = [], []
+    for module in model.modules():
+        is_norm = "norm" in type(module).__name__.lower()
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                (plain if is_norm or name == "bias" else decayed).append(parameter)
+    groups = [
+        {"params": list(dict.fromkeys(decayed)), "weight_decay": config.weight_decay},
+        {"params": list(dict.fromkeys(plain)), "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+def schedule(config: TrainConfig, step: int, total: int) -> float:
+    """Returns the share of the peak learning rate that step ``step`` (from 0) takes.
+
+    As in transformers: the first step of a warmup has rate 0, and the rate would reach 0 again after the last step.
+    """
+    warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup_ratio * total)
+    if step < warmup:
+        return step / warmup
+    gone = (step - warmup) / max(1, total - warmup)
+    return {"linear": 1 - gone, "cosine": 0.5 * (1 + math.cos(math.pi * gone)), "constant": 1.0}[config.schedule]
+
+
+def is_due(every: int | str, step: int, steps_per_epoch: int, last: bool) -> bool:
+    """Whether the validation loss is measured after this step."""
+    if every == "never":
+        return False
+    return last or step % (steps_per_epoch if every == "epoch" else int(every)) == 0
+
+
+def validation_loss(
+    model: nn.Module, task: LoadedTask, features: Features, batch_size: int, accelerator: Accelerator
+) -> float:
+    """Returns the mean loss over all targets of the split."""
+    model.eval()
+    batches = by_length(lengths(features), batch_size)[accelerator.process_index :: accelerator.num_processes]
+    loss_sum, targets = torch.zeros((), device=accelerator.device), 0
+    with torch.no_grad():
+        for examples in batches:
+            batch = to_device(task.collate([features[example] for example in examples]), accelerator.device)
+            loss, count = task.loss(model, batch, label_smoothing=0.0)
+            loss_sum, targets = loss_sum + loss.float(), targets + count
+    loss_sum, targets = global_sums(accelerator, loss_sum, targets)
+    return loss_sum / max(targets, 1)
+
+
+def global_sums(accelerator: Accelerator, loss_sum: Tensor, targets: Tensor | int) -> tuple[float, int]:
+    """Returns sum of losses and number of targets over all processes."""
+    both = torch.stack([loss_sum, torch.as_tensor(targets, device=loss_sum.device).float()])
+    total_loss, total_targets = accelerator.reduce(both, "sum").tolist()
+    return total_loss, int(total_targets)
+
+
+def not_finite(what: str, step: int, total: int, store: CheckpointStore) -> UserError:
+    """Returns the error of a run that diverged."""
+    kept = f"the last good checkpoint is kept in {store.folder}" if store.exists() else "no checkpoint had been due yet"
+    return UserError(
+        f"the {what} is not finite at step {step} of {total}, so training stops; {kept}; "
+        "a lower --train.learning-rate may help"
+    )
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds all generators that a model's code may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def lengths(features: Features) -> tuple[int, ...]:
+    """Returns the number of tokens of each example."""
+    return tuple(len(feature["input_ids"]) for feature in features)
+
+
+def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Returns the batch on the device."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

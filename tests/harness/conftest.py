@@ -1,0 +1,145 @@
+"""A tiny model on disk and ways to run the harness on it, in this process and in others."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from accelerate.state import AcceleratorState
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from harness.errors import run_command
+from harness.run import main
+
+PLUGIN = Path(__file__).parent / "plugin"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def toy_plugin(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(PLUGIN))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("TOY_FAULT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    threads, level = torch.get_num_threads(), logging.getLogger().level
+    torch.set_num_threads(1)  # sums in another number of threads may round otherwise
+    yield
+    torch.set_num_threads(threads)
+    logging.getLogger().setLevel(level)
+    transformers.logging.set_verbosity_warning()
+    transformers.logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """The folder of a random two-layer GPT-2 over eight letters."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    vocabulary = {token: index for index, token in enumerate(["<end>", "=", *"abcdefgh"])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", unk_token="<end>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=10, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0, pad_token_id=0
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def arguments(tiny_model):
+    """The flags of a small run, method LoRA if not told otherwise."""
+
+    def build(*more: str, method: str = "lora", out: str = "out") -> list[str]:
+        return ["--method", method, "--task", "toy", "--model", str(tiny_model), "--output-dir", out, *more]
+
+    return build
+
+
+@pytest.fixture
+def run_here(capfd):
+    """Runs the command in this process; returns exit code, stdout and stderr."""
+
+    def run(argv: list[str]) -> tuple[int, str, str]:
+        capfd.readouterr()
+        AcceleratorState._reset_state(reset_partial_state=True)  # one a process; here one stands for many runs
+        code = run_command(main, argv)
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def run_forked(tmp_path):
+    """Runs the command in a forked process, where it may be killed; returns the exit code, negative for a signal."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["harness.run"])
+
+    def run(argv: list[str], fault: str) -> int:
+        import toy_process  # on the path by toy_plugin
+
+        process = context.Process(target=toy_process.run, args=(argv, str(tmp_path), fault))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    return run
+
+
+@pytest.fixture
+def run_module(tmp_path):
+    """Runs ``python -m harness.run``, or another program that launches it."""
+
+    def run(argv: list[str], *launcher: str, fault: str = "") -> subprocess.CompletedProcess[str]:
+        path = os.pathsep.join([str(PLUGIN), str(ROOT)])
+        environment = {**os.environ, "PYTHONPATH": path, "TOY_FAULT": fault}
+        command = [sys.executable, *launcher, "-m", "harness.run", *argv]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+
+    return run
+
+
+@pytest.fixture
+def what_counts():
+    """Reads a run directory without what may differ between equal runs: times and paths."""
+
+    def read(folder: Path) -> dict[str, object]:
+        result = json.loads((folder / "result.json").read_text())
+        del result["train"]["seconds"], result["config"]["output_dir"]
+        for entry in result["evaluations"].values():
+            entry.pop("seconds", None)
+        adapters = {
+            str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("adapter*/*.safetensors"))
+        }
+        assert adapters
+        predictions = {path.name: path.read_text() for path in sorted(folder.glob("predictions*.jsonl"))}
+        return {"result": result, "adapters": adapters, "predictions": predictions}
+
+    return read
+
+
+@pytest.fixture
+def assert_refused():
+    """Checks for one sentence on stderr that says what is wrong, nothing on stdout, and exit code 2."""
+
+    def check(code: int, out: str, err: str, says: str) -> None:
+        assert code == 2, err
+        assert out == ""
+        last = err.splitlines()[-1]
+        assert last.startswith("error: ")
+        assert says in last
+        assert err.count("error: ") == 1
+        assert "Traceback" not in err
+
+    return check

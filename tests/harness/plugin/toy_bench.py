@@ -1,0 +1,136 @@
+"""A task and a method for the tests of the harness, installed by putting this folder on the path.
+
+The environment variable ``TOY_FAULT`` makes the process fail at a chosen moment: ``kill-loss-N``, ``interrupt-loss-N``
+and ``nan-loss-N`` in its N-th training loss, ``kill-evaluate`` when scoring starts; ``noise`` prints to stdout then.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch.nn import functional
+
+from harness.methods import Lora
+from harness.protocols import Evaluation
+
+LETTERS = "abcdefgh"
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Wrecked(Lora):
+    """LoRA whose object in memory is useless after it was saved."""
+
+    def save(self, model, directory):
+        super().save(model, directory)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(float("nan"))
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Copies letters: "b a d =" is followed by "b a d"."""
+
+    version: ClassVar[int] = 1
+    task_type: ClassVar[str] = "CAUSAL_LM"
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    recipes: ClassVar[Path] = Path(__file__).parent / "toy_recipes"
+
+    longest: int = 4
+    """Letters in the longest text."""
+
+    def __post_init__(self):
+        if self.longest < 1:
+            raise ValueError(f"longest is {self.longest}: a text has at least 1 letter")
+
+    def load(self, data, seed):
+        return LoadedToy(self.longest, data.train_limit or 32, data.eval_limit or 6, seed)
+
+
+class LoadedToy:
+    def __init__(self, longest, train, evaluation, seed):
+        random = torch.Generator().manual_seed(seed)
+        count = train + 2 * evaluation
+        sizes = torch.randint(1, longest + 1, (count,), generator=random).tolist()
+        texts = ["".join(LETTERS[i] for i in torch.randint(8, (size,), generator=random)) for size in sizes]
+        self.texts = {
+            "train": texts[:train],
+            "validation": texts[train : train + evaluation],
+            "test": texts[train + evaluation :],
+        }
+        self.facts = {"source": "made up", "train": train, "validation": evaluation, "test": evaluation}
+        self.losses = 0
+
+    def model_kwargs(self):
+        return {}
+
+    def encode(self, tokenizer, split):
+        return [
+            {
+                "input_ids": [*tokenizer(" ".join([*text, "=", *text])).input_ids, tokenizer.eos_token_id],
+                "prompt": len(text) + 1,
+            }
+            for text in self.texts[split]
+        ]
+
+    def collate(self, features):
+        length = max(len(feature["input_ids"]) for feature in features)
+        ids = torch.zeros(len(features), length, dtype=torch.long)
+        labels, mask = torch.full_like(ids, IGNORED), torch.zeros_like(ids)
+        for row, feature in enumerate(features):
+            size = len(feature["input_ids"])
+            ids[row, :size] = torch.tensor(feature["input_ids"])
+            mask[row, :size] = 1
+            labels[row, feature["prompt"] : size] = ids[row, feature["prompt"] : size]
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    def loss(self, model, batch, *, label_smoothing):
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        labels = batch["labels"][:, 1:]
+        loss = functional.cross_entropy(
+            logits.flatten(0, 1).float(),
+            labels.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=label_smoothing,
+        )
+        if torch.is_grad_enabled():
+            self.losses += 1
+            fault = os.environ.get("TOY_FAULT")
+            if fault == f"kill-loss-{self.losses}":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fault == f"interrupt-loss-{self.losses}":
+                raise KeyboardInterrupt
+            if fault == f"nan-loss-{self.losses}":
+                loss = loss * float("nan")
+        return loss, (labels != IGNORED).sum()
+
+    def evaluate(self, model, tokenizer, split, progress):
+        if os.environ.get("TOY_FAULT") == "kill-evaluate":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ.get("TOY_FAULT") == "noise":
+            print("a library speaks")
+            os.system("echo a child process speaks")
+        features = self.encode(tokenizer, split)
+        predictions, right, log_likelihood = [], 0, 0.0
+        with progress.bar("scoring", len(features), "text") as bar:
+            for text, feature in zip(self.texts[split], features, strict=True):
+                batch = {name: tensor.to(model.device) for name, tensor in self.collate([feature]).items()}
+                loss, _ = self.loss(model, batch, label_smoothing=0.0)
+                guess = model(input_ids=batch["input_ids"]).logits[0, feature["prompt"] - 1 : -1].argmax(-1).tolist()
+                right += guess == feature["input_ids"][feature["prompt"] :]
+                log_likelihood -= float(loss)
+                predictions.append({"text": text, "guess": tokenizer.decode(guess)})
+                bar.update(1)
+        return Evaluation(
+            {"accuracy": right / len(features), "log_likelihood": log_likelihood / len(features)},
+            predictions,
+            unavailable={"taste": "nobody here can taste"},
+            signatures={"accuracy": "share of texts copied without a mistake"},
+        )
