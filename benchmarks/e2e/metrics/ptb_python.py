@@ -29,7 +29,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-# Abbreviations keep their full stop, some of them depending on the next word. Which words are abbreviations is not known
+# Abbreviations keep their full stop, some depending on the next word. Which words are abbreviations is not known
 # here; short or capitalised words before a full stop are sure only if they are such words of this domain.
 _NO_ABBREVIATIONS = """
     Adriatic Alimentum Ambient Area Arms Aromi Avalon Average Away Bakers Bar Beefeater Bells Blue Boat Brazil Café

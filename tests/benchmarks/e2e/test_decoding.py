@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import itertools
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, NoRepeatNGramLogitsProcessor
 
-from benchmarks.e2e.decoding import BeamSearch, beam_search, decode, end_tokens, tidy
+from benchmarks.e2e.decoding import BeamSearch, GeneratedTokensOnly, beam_search, decode, end_tokens, tidy
 from benchmarks.e2e.encoding import left_pad
-
-ENDS = list(range(0, 250, 5))  # so many that random models do end
 
 
 def random_prompts(count: int) -> list[list[int]]:
@@ -20,31 +18,33 @@ def random_prompts(count: int) -> list[list[int]]:
     return [torch.randint(100, 250, (length,), generator=generator).tolist() for length in lengths]
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 0.5, 0.9])
-@pytest.mark.parametrize("num_beams", [2, 5])
-def test_equals_transformers_where_both_mean_the_same(model, num_beams, length_penalty):
-    """No n-gram rule; early_stopping="never" is transformers' name for a search that cannot miss the best text."""
-    batch = left_pad(random_prompts(6))
-    reference = model.generate(
-        **batch,
-        generation_config=GenerationConfig(
-            num_beams=num_beams,
-            do_sample=False,
-            max_new_tokens=16,
-            length_penalty=length_penalty,
-            early_stopping="never",
-            eos_token_id=ENDS,
-            pad_token_id=0,
-        ),
-    )
-    expected = []
-    for generated in reference[:, batch["input_ids"].shape[1] :].tolist():
-        stop = next((index for index, token in enumerate(generated) if token in ENDS), len(generated))
-        expected.append(generated[:stop])
-    search = BeamSearch(num_beams, length_penalty, no_repeat_ngram_size=0, max_new_tokens=16)
-    assert beam_search(model, **batch, end=ENDS, search=search) == expected
-    if length_penalty < 0.9:
-        assert min(map(len, expected)) < 16
+@pytest.fixture
+def small_model() -> GPT2LMHeadModel:
+    """A random model of six tokens."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=6, n_positions=32, n_embd=16, n_layer=1, n_head=2, initializer_range=0.6)
+    return GPT2LMHeadModel(config).double().eval()
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.9, 2.0])
+@pytest.mark.parametrize("prompt", [[1], [2, 3, 4], [5, 4, 3, 2, 1, 1, 2]], ids=len)
+def test_finds_the_text_of_the_best_score(small_model, prompt, length_penalty):
+    """With as many beams as there are texts the search is exhaustive: log-probability over generated length, end token
+    counted and prompt not, to the power of the penalty."""
+    end, longest = 0, 3
+    scores = {}
+    for length in range(1, longest + 1):
+        for text in itertools.product(range(6), repeat=length):
+            finished = end not in text[:-1] and (text[-1] == end or length == longest)
+            if finished:
+                with torch.no_grad():
+                    logits = small_model(torch.tensor([[*prompt, *text]])).logits[0, len(prompt) - 1 : -1]
+                chosen = logits.log_softmax(-1).gather(1, torch.tensor(text)[:, None]).sum()
+                scores[text] = float(chosen) / length**length_penalty
+    best = max(scores, key=scores.get)
+    search = BeamSearch(num_beams=40, length_penalty=length_penalty, no_repeat_ngram_size=0, max_new_tokens=longest)
+    found = beam_search(small_model, **left_pad([prompt]), end=[end], search=search)
+    assert found == [[token for token in best if token != end]]
 
 
 @pytest.mark.parametrize("batch_size", [2, 7])
@@ -63,45 +63,51 @@ def test_progress_counts_inputs(model, tokenizer, progress):
     assert progress.bars == [("decoding", 5, "MR", [2, 2, 1])]
 
 
-class Scripted(torch.nn.Module):
-    """A model of the tokens 0 to 9 that knows the next one from the last one, and holds 9 for the second best."""
+class Scripted(GPT2LMHeadModel):
+    """A model of the tokens 0 to 9 that counts 0 1 2 3 0 1 2 3 ... and holds 9 for the second best."""
 
-    def __init__(self, following: dict[int, int]) -> None:
-        super().__init__()
-        self.on_a_device = torch.nn.Parameter(torch.zeros(1))
-        self.following = torch.tensor([following.get(token, 9) for token in range(10)])
-        self.rows: list[int] = []
+    def __init__(self) -> None:
+        super().__init__(GPT2Config(vocab_size=10, n_positions=64, n_embd=4, n_layer=1, n_head=1))
+        self.following = torch.tensor([1, 2, 3, 0, 9, 9, 9, 9, 9, 9])
 
-    def forward(self, input_ids, past_key_values=None, **_):
-        self.rows.append(len(input_ids))
-        logits = torch.zeros(*input_ids.shape, 10)
+    def forward(self, input_ids=None, **arguments):
+        output = super().forward(input_ids=input_ids, **arguments)
+        logits = torch.zeros_like(output.logits)
+        last = input_ids[:, -logits.shape[1] :]
         logits[..., 9] = 10.0
-        logits.scatter_(2, self.following[input_ids][..., None], 20.0)
-        return SimpleNamespace(logits=logits, past_key_values=past_key_values or DynamicCache())
+        output.logits = logits.scatter(2, self.following[last][..., None], 20.0)
+        return output
 
 
-CYCLE = {0: 1, 1: 2, 2: 3, 3: 0}
-COUNTDOWN = {token + 1: token for token in range(8)}
-
-
-def test_no_repeat_rule_sees_generated_tokens_only():
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_no_repeat_rule_sees_generated_tokens_only(num_beams):
     """The 4-gram 0 1 2 3 of the prompt may come once in the text, and not twice."""
-    search = BeamSearch(num_beams=1, length_penalty=1.0, no_repeat_ngram_size=4, max_new_tokens=20)
-    prompt = left_pad([[0, 1, 2, 3]])
-    assert beam_search(Scripted(CYCLE), **prompt, end=[9], search=search) == [[0, 1, 2, 3, 0, 1, 2]]
+    search = BeamSearch(num_beams=num_beams, length_penalty=1.0, no_repeat_ngram_size=4, max_new_tokens=20)
+    prompts = left_pad([[5, 5, 0, 1, 2, 3], [0, 1, 2, 3]])
+    assert beam_search(Scripted().eval(), **prompts, end=[9], search=search) == [[0, 1, 2, 3, 0, 1, 2]] * 2
 
 
 def test_without_the_rule_the_text_is_cut_at_its_longest():
     search = BeamSearch(num_beams=1, length_penalty=1.0, no_repeat_ngram_size=0, max_new_tokens=9)
     prompt = left_pad([[0, 1, 2, 3]])
-    assert beam_search(Scripted(CYCLE), **prompt, end=[9], search=search) == [[0, 1, 2, 3, 0, 1, 2, 3, 0]]
+    assert beam_search(Scripted().eval(), **prompt, end=[9], search=search) == [[0, 1, 2, 3, 0, 1, 2, 3, 0]]
 
 
-def test_finished_inputs_leave_the_batch():
-    model = Scripted(COUNTDOWN)
-    search = BeamSearch(num_beams=1, length_penalty=1.0, no_repeat_ngram_size=0, max_new_tokens=30)
-    assert beam_search(model, **left_pad([[2], [5]]), end=[0], search=search) == [[1], [4, 3, 2, 1]]
-    assert model.rows == [2, 2, 1, 1, 1]
+def test_a_processor_is_shown_what_follows_the_prompt():
+    rule = NoRepeatNGramLogitsProcessor(4)
+    scores = torch.zeros(1, 10)
+    tokens = torch.tensor([[0, 1, 2, 3, 0, 1, 2]])
+    assert rule(tokens, scores)[0, 3] == -torch.inf
+    assert GeneratedTokensOnly(rule, prompt_width=4)(tokens, scores)[0, 3] == 0
+    assert GeneratedTokensOnly(rule, prompt_width=0)(tokens, scores)[0, 3] == -torch.inf
+
+
+def test_the_checkpoints_own_settings_are_not_asked(small_model):
+    search = BeamSearch(num_beams=2, length_penalty=0.9, no_repeat_ngram_size=0, max_new_tokens=5)
+    expected = beam_search(small_model, **left_pad([[1, 2]]), end=[0], search=search)
+    own = small_model.generation_config = GenerationConfig(min_new_tokens=5, repetition_penalty=9.0, max_length=1)
+    assert beam_search(small_model, **left_pad([[1, 2]]), end=[0], search=search) == expected
+    assert small_model.generation_config is own
 
 
 def test_end_tokens(make_tokenizer):

@@ -1,0 +1,38 @@
+"""What the README tells a user to type exists."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *ROOT.glob("packages/*/README.md"),
+    *ROOT.glob("benchmarks/*/README.md"),
+]
+
+
+def mentioned(pattern):
+    return sorted({match for document in DOCUMENTS for match in re.findall(pattern, document.read_text("utf-8"))})
+
+
+@pytest.mark.parametrize("target", mentioned(r"\bmake ([a-z0-9]+)\b(?= |`|\n|$)"))
+def test_make_targets(target):
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("module", mentioned(r"python -m ((?:harness|benchmarks)[a-z0-9_.]*)"))
+def test_commands_explain_themselves(module):
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files(document):
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text("utf-8")):
+        assert (document.parent / link).exists(), link
