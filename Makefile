@@ -18,6 +18,8 @@ INSTALLED := $(VENV)/.installed
 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# PyTorch's idle threads sleep rather than spin: on a busy machine spinning can cost ten times the work itself.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: e2e test lint bench clean
 
