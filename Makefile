@@ -26,8 +26,9 @@ export OMP_WAIT_POLICY ?= PASSIVE
 e2e: $(INSTALLED)
 	$(BIN)/python -m harness.run --method hut --task e2e $(ARGS)
 
+# Each test has one thread of PyTorch: two workers with two each would wait for one another.
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

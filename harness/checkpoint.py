@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -143,9 +143,9 @@ class CheckpointStore:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
             raise UserError(f"the checkpoint {path} is damaged ({one_line(error)}): {again}") from error
-        if metadata.get("format") != FORMAT:
+        state = json.loads(metadata["state"]) if metadata.get("format") == FORMAT else {"history": {}}
+        if state["history"].keys() != {entry.name for entry in fields(History)}:
             raise UserError(f"the checkpoint {path} was not written by this version of harness.run: {again}")
-        state = json.loads(metadata["state"])
         for word, value in self.identity.items():
             if state["identity"].get(word) != value:
                 raise UserError(

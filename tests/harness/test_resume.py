@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
+
+from harness.checkpoint import FORMAT
 
 OUT = Path("out")
 CHECKPOINT = OUT / "checkpoint"
@@ -155,6 +159,12 @@ def test_a_foreign_checkpoint_is_refused(run_here, arguments, stopped, assert_re
     assert_refused(*run_here(arguments("--resume")), "was not written by")
     LAST.rename(CHECKPOINT / "other.bin")
     assert_refused(*run_here(arguments("--resume")), "has no last.safetensors")
+
+
+def test_a_checkpoint_of_another_version_is_refused(run_here, arguments, stopped, assert_refused):
+    state = json.dumps({"history": {"step": 4, "seen": 32}, "identity": {}})
+    save_file(load_file(LAST), LAST, metadata={"format": FORMAT, "state": state})
+    assert_refused(*run_here(arguments("--resume")), "was not written by this version of harness.run")
 
 
 def test_a_checkpoint_of_another_model_is_refused(run_here, arguments, stopped, assert_refused, monkeypatch):

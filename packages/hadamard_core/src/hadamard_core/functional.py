@@ -146,10 +146,12 @@ def scaled_weight(
         scale_out: (out_features,).
         dtype: that of the result; the weight's if None.
     """
+    scales = [scale for scale in (None if scale_out is None else scale_out[:, None], scale_in) if scale is not None]
+    wide = _wide(*(scale.dtype for scale in scales), weight.dtype)
     scaled = weight
-    for scale in (None if scale_out is None else scale_out[:, None], scale_in):
-        if scale is not None:
-            scaled = scaled * scale.to(_wide(torch.promote_types(weight.dtype, scale.dtype)))
+    for scale in scales:
+        # The first product is a tensor of its own, so that the second may be written over it.
+        scaled = scaled * scale.to(wide) if scaled is weight else scaled.mul_(scale.to(wide))
     return scaled.to(weight.dtype if dtype is None else dtype)
 
 
@@ -256,13 +258,14 @@ def _refuse_second_derivative(ctx, *grads):
 torch.library.register_autograd("hadamard::scaled_linear_backward", _refuse_second_derivative)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _wide(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype to multiply and add up in: fp64 if one of these is, else fp32."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def _column_dots(a: Tensor, b: Tensor) -> Tensor:
     """colsum(a * b) of two (tokens, features) tensors, multiplied and added in at least fp32: (features,)."""
-    wide = _wide(torch.promote_types(a.dtype, b.dtype))
+    wide = _wide(a.dtype, b.dtype)
     return (a.to(wide) * b.to(wide)).sum(0)
 
 
@@ -323,12 +326,11 @@ def _grad_of_scale_out(
         scale_out: what the product in ``result`` was already multiplied with.
         inside: what was added to the product in ``result``.
     """
-    wide = _wide(result.dtype)
-    product = result.to(wide) if inside is None else result.to(wide) - inside
-    gradient = (g.to(wide) * product).sum(0)
+    gradient = _column_dots(g, result)
     again = torch.zeros(result.shape[-1], dtype=torch.bool, device=result.device)
-    if inside is not None and len(product):
-        sample = product[:: max(1, len(product) // _SAMPLED_TOKENS)]
+    if inside is not None and len(result):
+        gradient = gradient - inside * g.sum(0, dtype=gradient.dtype)
+        sample = result[:: max(1, len(result) // _SAMPLED_TOKENS)] - inside
         again |= inside.abs() > _LARGEST_RELATIVE_BIAS[result.dtype] * sample.square().mean(0).sqrt()
     if scale_out is not None:
         tiny = scale_out.abs() < _SMALLEST_DIVISOR[result.dtype]
