@@ -2,9 +2,9 @@
 
 Four layers of RoBERTa-large's shape with random weights, forward and backward on one batch. The floor is the same
 frozen model with gradients of activations only, which no adapter can go below. All variants get the same inputs, with
-gradients down to the embeddings, and run in turn, each as often first as the others, so that a busy machine slows all of them alike; the figures are
-medians of the ratios to the floor of the same turn. Bytes saved for backward are counted by ``saved_tensors_hooks``,
-each storage once, parameters and inputs left out.
+gradients down to the embeddings, and run in turn, each as often first as the others, so that a busy machine slows all
+of them alike; the figures are medians of the ratios to the floor of the same turn. Bytes saved for backward are
+counted by ``saved_tensors_hooks``, each storage once, parameters and inputs left out.
 """
 
 from __future__ import annotations
