@@ -52,6 +52,8 @@ _SMALLEST_DIVISOR = {torch.float16: 1e-2, torch.bfloat16: 1e-12, torch.float32: 
 _LARGEST_RELATIVE_BIAS = {torch.float16: 0.5, torch.bfloat16: 0.5, torch.float32: 32, torch.float64: 1e4}
 # The root mean square is taken over about as many tokens, evenly spaced.
 _SAMPLED_TOKENS = 256
+# Tokens whose products are formed at once on a CPU.
+_CACHED_TOKENS = 256
 
 
 def scaled_linear(
@@ -266,7 +268,13 @@ def _wide(*dtypes: torch.dtype) -> torch.dtype:
 def _column_dots(a: Tensor, b: Tensor) -> Tensor:
     """colsum(a * b) of two (tokens, features) tensors, multiplied and added in at least fp32: (features,)."""
     wide = _wide(a.dtype, b.dtype)
-    return (a.to(wide) * b.to(wide)).sum(0)
+    if a.device.type != "cpu":
+        return (a.to(wide) * b.to(wide)).sum(0)
+    # Some tokens at a time, whose products stay in the cache, rather than a temporary as large as the activations.
+    dots = a.new_zeros(a.shape[-1], dtype=wide)
+    for some_a, some_b in zip(a.split(_CACHED_TOKENS), b.split(_CACHED_TOKENS), strict=True):
+        dots += (some_a.to(wide) * some_b.to(wide)).sum(0)
+    return dots
 
 
 def _grads_of_input(
