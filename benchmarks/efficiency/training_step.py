@@ -42,7 +42,7 @@ class Settings:
     """Measured turns; in each, every variant runs once."""
     threads: int | None = None
     """Threads of PyTorch; its default if not given."""
-    json: Annotated[bool, tyro.conf.FlagConversionOff] = False
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the result as one line of JSON."""
 
 
