@@ -51,9 +51,9 @@ _SMALLEST_DIVISOR = {torch.float16: 1e-2, torch.bfloat16: 1e-12, torch.float32: 
 # then keeps, of the dtype's digits, all but log2 of this. In 16 bits there are none to give away.
 _LARGEST_RELATIVE_BIAS = {torch.float16: 0.5, torch.bfloat16: 0.5, torch.float32: 32, torch.float64: 1e4}
 # The root mean square is taken over about as many tokens, evenly spaced.
-_SAMPLED_TOKENS = 256
-# Tokens whose products are formed at once on a CPU.
-_CACHED_TOKENS = 256
+_SAMPLED_TOKENS = 32
+# Tokens whose products are added at once on a CPU: as many rows of sums stay in the cache.
+_CACHED_TOKENS = 128
 
 
 def scaled_linear(
@@ -227,15 +227,18 @@ def _scaled_linear_backward(
         # out * in as for any weight that trains; only then is the third product computed.
         full = (_times(g, scale_out).to(x.dtype).t() @ x2).to(weight.dtype)
         grads[1] = _times(full, rows_in).to(weight.dtype)
+    inside = _plus(bias, shift) if by_weight else bias
+    total = None
+    if needs_bias or needs_shift or (needs_scale_out and inside is not None):
+        total = g.sum(0, dtype=_wide(g.dtype))
     if needs_scale_out:
-        inside = _plus(bias, shift) if by_weight else bias
-        grads[4] = _grad_of_scale_out(g, x2, weight, rows_in, scale_out if by_weight else None, inside, result).to(
-            scale_out.dtype
-        )
+        applied = scale_out if by_weight else None
+        gradient = _grad_of_scale_out(g, total, x2, weight, rows_in, applied, inside, result)
+        grads[4] = gradient.to(scale_out.dtype)
     if needs_bias:
-        grads[2] = g.sum(0, dtype=_wide(g.dtype)).to(bias.dtype)
+        grads[2] = total.to(bias.dtype, copy=True)
     if needs_shift:
-        grads[5] = g.sum(0, dtype=_wide(g.dtype)).to(shift.dtype)
+        grads[5] = total.to(shift.dtype, copy=True)
     return grads
 
 
@@ -270,11 +273,11 @@ def _column_dots(a: Tensor, b: Tensor) -> Tensor:
     wide = _wide(a.dtype, b.dtype)
     if a.device.type != "cpu":
         return (a.to(wide) * b.to(wide)).sum(0)
-    # Some tokens at a time, whose products stay in the cache, rather than a temporary as large as the activations.
-    dots = a.new_zeros(a.shape[-1], dtype=wide)
+    # Added up in place, rather than written to a temporary as large as the activations and read back.
+    sums = a.new_zeros(min(_CACHED_TOKENS, len(a)), a.shape[-1], dtype=wide)
     for some_a, some_b in zip(a.split(_CACHED_TOKENS), b.split(_CACHED_TOKENS), strict=True):
-        dots += (some_a.to(wide) * some_b.to(wide)).sum(0)
-    return dots
+        sums[: len(some_a)].addcmul_(some_a.to(wide), some_b.to(wide))
+    return sums.sum(0)
 
 
 def _grads_of_input(
@@ -321,6 +324,7 @@ def _grad_of_scale_in(
 
 def _grad_of_scale_out(
     g: Tensor,
+    total: Tensor | None,
     x: Tensor,
     weight: Tensor,
     rows_in: Tensor | None,
@@ -331,20 +335,22 @@ def _grad_of_scale_out(
     """colsum(g * (result - inside)) / scale_out, with the product taken anew where that would be inaccurate: (out,).
 
     Args:
+        total: colsum(g); read where there is ``inside``.
         scale_out: what the product in ``result`` was already multiplied with.
         inside: what was added to the product in ``result``.
     """
     gradient = _column_dots(g, result)
-    again = torch.zeros(result.shape[-1], dtype=torch.bool, device=result.device)
+    again = None
     if inside is not None and len(result):
-        gradient = gradient - inside * g.sum(0, dtype=gradient.dtype)
+        gradient -= inside * total
         sample = result[:: max(1, len(result) // _SAMPLED_TOKENS)] - inside
-        again |= inside.abs() > _LARGEST_RELATIVE_BIAS[result.dtype] * sample.square().mean(0).sqrt()
+        root_mean_square = torch.linalg.vector_norm(sample, dim=0, dtype=gradient.dtype) / len(sample) ** 0.5
+        again = inside.abs() > _LARGEST_RELATIVE_BIAS[result.dtype] * root_mean_square
     if scale_out is not None:
         tiny = scale_out.abs() < _SMALLEST_DIVISOR[result.dtype]
-        again |= tiny
         gradient = gradient / scale_out.masked_fill(tiny, 1)
-    if again.any():
+        again = tiny if again is None else again | tiny
+    if again is not None and again.any():
         own_in = rows_in if rows_in is None or rows_in.dim() == 1 else rows_in[again]
         product = linear(x, scaled_weight(weight[again], own_in, None, x.dtype))
         gradient[again] = _column_dots(g[:, again], product).to(gradient.dtype)
