@@ -130,7 +130,7 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
             )
         return self._spread(by_slice)
 
-    def _spread(self, by_slice: dict[OutputSlice, Vectors]) -> tuple[Vectors, Tensor]:
+    def _spread(self, by_slice: dict[OutputSlice, Vectors]) -> tuple[Vectors, Tensor | None]:
         """Lays the vectors of slices out over all output features: ones and zeros where no slice is adapted."""
         weight = self.get_base_layer().weight
         parts = torch.full((self.out_features,), -1, device=weight.device)
