@@ -1,14 +1,16 @@
 """A method that peft does not ship becomes one of peft's, once and for one owner."""
 
+import importlib
 import json
 import pickle
 from dataclasses import dataclass
 
+import numpy as np
 import peft
 import pytest
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
-from hadamard_core.config import HadamardConfig
+from hadamard_core.config import HadamardConfig, require_at_least
 from hadamard_core.registration import peft_type, register
 from hadamard_core.tuner import HadamardTuner
 
@@ -44,6 +46,36 @@ def test_registering_again_changes_nothing():
     assert PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType.CONTRACT_NOOP] is NoopConfig
 
 
+def test_classes_reloaded_take_the_place_of_those_before(tmp_path, monkeypatch):
+    """As in a notebook with autoreload."""
+    source = """
+from hadamard_core.config import HadamardConfig
+from hadamard_core.registration import register
+from hadamard_core.tuner import HadamardTuner
+
+class ReloadedConfig(HadamardConfig):
+    pass
+
+class ReloadedModel(HadamardTuner):
+    prefix = "contract_{}_"
+
+register("contract_reloaded", ReloadedConfig, ReloadedModel)
+"""
+    file = tmp_path / "contract_reloaded.py"
+    file.write_text(source.format("before"), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("contract_reloaded")
+    before = module.ReloadedConfig
+    file.write_text(source.format("afterwards"), encoding="utf-8")
+    importlib.reload(module)
+
+    assert module.ReloadedConfig is not before
+    member = peft_type("contract_reloaded")
+    assert PEFT_TYPE_TO_CONFIG_MAPPING[member] is module.ReloadedConfig
+    assert PEFT_TYPE_TO_TUNER_MAPPING[member] is module.ReloadedModel
+    assert PEFT_TYPE_TO_PREFIX_MAPPING[member] == "contract_afterwards_"
+
+
 def test_a_name_has_one_owner():
     with pytest.raises(RuntimeError, match="peft already has a method 'lora'"):
         register("lora", NoopConfig, NoopModel)
@@ -72,3 +104,25 @@ def test_config_comes_back_from_its_file(tmp_path):
     config.save_pretrained(tmp_path)
     loaded = peft.PeftConfig.from_pretrained(str(tmp_path))
     assert (type(loaded), loaded.roles, loaded.exclude_modules) == (NoopConfig, ("key", "value"), {"a", "b"})
+
+
+@dataclass
+class SizedConfig(NoopConfig):
+    size: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_least(self, "size", 1)
+
+
+@pytest.mark.parametrize("size", [3, np.int64(3), np.uint8(3)])
+def test_an_integer_is_stored_as_an_int(size):
+    stored = SizedConfig(size=size).size
+
+    assert (type(stored), stored) == (int, 3)
+
+
+@pytest.mark.parametrize("size", [0, True, 2.0, "3", None, np.int64(0), np.float64(2), np.bool_(True)])
+def test_what_is_no_integer_or_too_small_is_refused(size):
+    with pytest.raises(ValueError, match="in SizedConfig; it must be an integer of at least 1"):
+        SizedConfig(size=size)

@@ -313,7 +313,7 @@ def test_roles_on_one_fused_projection_make_one_target():
 
     assert list(targets) == ["h.0.attn.c_attn", "h.1.attn.c_attn"]
     assert targets["h.0.attn.c_attn"].slices == (OutputSlice(0, 3), OutputSlice(2, 3))
-    assert targets["h.0.attn.c_attn"].roles == ("query", "value")
+    assert find_targets(tiny_model(CASES["gpt2"]), ["query", "value", "query"]) == targets
 
 
 def test_heads_of_a_fused_projection_are_the_models():
@@ -322,10 +322,24 @@ def test_heads_of_a_fused_projection_are_the_models():
     assert targets["layers.1.attention.query_key_value"].slices == (OutputSlice(1, 3, groups=4),)
 
 
-def test_a_whole_module_has_one_role_and_no_slices():
+def test_a_whole_module_has_no_slices():
     target = find_targets(tiny_model(CASES["bert"]), ["query", "query"])["encoder.layer.0.attention.self.query"]
 
-    assert (target.slices, target.roles) == (None, ("query",))
+    assert target.slices is None
+
+
+@every_architecture
+def test_a_layer_has_its_number_in_every_stack(case):
+    model = tiny_model(case)
+    every = find_targets(model, known_roles(model))
+    layers = [find_targets(model, known_roles(model), number) for number in (0, 1)]
+
+    assert set(layers[1]) == {name.replace(".0.", ".1.", 1) for name in layers[0]}
+    assert {name: target.layer for name, target in every.items()} == dict.fromkeys(layers[0], 0) | dict.fromkeys(
+        layers[1], 1
+    )
+    assert find_targets(model, known_roles(model), [0, 1]) == every
+    assert find_targets(model, known_roles(model), []) == every
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
@@ -470,6 +484,43 @@ def test_a_role_that_the_architecture_lacks_is_refused_with_those_it_has(role):
 def test_a_misspelled_role_is_answered_with_the_nearest(role, close):
     with pytest.raises(ValueError, match=rf"'{role}' is not a role \(did you mean '{close}'\?\)"):
         find_targets(tiny_model(CASES["bart"]), [role])
+
+
+@pytest.mark.parametrize("asked", [99, [99], [0, 99], [-1]])
+def test_a_layer_that_is_not_there_is_refused_with_those_that_are(asked):
+    found = re.escape(f"layers_to_transform={asked}, but the layers with roles query, value are 0 to 1;")
+
+    with pytest.raises(ValueError, match=found):
+        find_targets(tiny_model(CASES["bert"]), ["query", "value"], asked)
+
+
+def test_layers_that_are_not_in_a_row_are_all_named():
+    model = nn.ModuleDict({"a": tiny_model(CASES["bert"]), "b": tiny_model(CASES["t5"])})
+    model["a"].encoder.layer = nn.ModuleDict({"3": model["a"].encoder.layer[0]})
+
+    with pytest.raises(ValueError, match=r"the layers with roles query are 0, 1, 3;"):
+        find_targets(model, ["query"], [2])
+
+
+def test_layers_are_counted_in_the_list_that_a_pattern_names():
+    t5 = tiny_model(CASES["t5"])
+    both = nn.ModuleDict({"text": tiny_model(CASES["bert"]), "writer": tiny_model(CASES["gpt2"])})
+
+    assert list(find_targets(t5, ["query"], 1, "block")) == list(find_targets(t5, ["query"], 1))
+    assert list(find_targets(t5, ["query"], [1], ["layer"])) == module_names(t5, ["cross.query"])
+    assert list(find_targets(both, ["query"], [1], "h")) == ["writer.h.1.attn.c_attn"]
+    assert list(find_targets(both, ["query"], [1], ["h", "encoder.layer"])) == [
+        "text.encoder.layer.1.attention.self.query",
+        "writer.h.1.attn.c_attn",
+    ]
+
+
+@pytest.mark.parametrize("pattern", ["nolayer", "ayer", ["decoder", "nolayer"]])
+def test_a_pattern_that_names_no_list_of_the_layers_is_refused(pattern):
+    refused = f"layers_pattern={pattern!r}, but no module with roles query is in a list of that name; name one that "
+
+    with pytest.raises(ValueError, match=re.escape(refused) + r"contains modules such as encoder\.layer\.0\.attention"):
+        find_targets(tiny_model(CASES["bert"]), ["query"], [0], pattern)
 
 
 def test_roles_must_be_a_list_with_something_in_it():

@@ -11,6 +11,8 @@ from torch.testing import assert_close
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
@@ -197,6 +199,56 @@ def test_modules_that_cannot_be_adapted_are_named():
     attention = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
     with pytest.raises(ValueError, match=r"attention\.out_proj belongs to an nn\.MultiheadAttention"):
         get_peft_model(attention, HutConfig(target_modules=["out_proj"]))
+
+
+class Halved(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+def test_a_projection_with_a_forward_of_its_own_is_refused():
+    with pytest.raises(ValueError, match="module 0 is a Halved, whose forward is its own"):
+        get_peft_model(nn.Sequential(Halved(4, 4)), HutConfig(target_modules=["0"]))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_hooks_on_the_base_layer_run(bias):
+    base = nn.Sequential(nn.Linear(6, 5, bias=bias))
+    base[0].register_forward_pre_hook(lambda module, inputs: inputs[0] + 1)
+    x = torch.randn(3, 6)
+    model = get_peft_model(copy.deepcopy(base), HutConfig(target_modules=["0"]))
+    assert torch.equal(model(x), base(x))
+
+
+@pytest.mark.parametrize("tokens", [3, 300])
+@pytest.mark.parametrize("groups", ["c_attn", "query_key_value"])
+def test_all_ways_compute_slices_of_a_fused_projection_alike(groups, tokens):
+    config = {"vocab_size": 40, "initializer_range": 0.5}
+    if groups == "c_attn":
+        base = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=300, **config))
+    else:
+        small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        base = GPTNeoXForCausalLM(GPTNeoXConfig(**small, **config))
+    ids = torch.randint(40, (1, tokens))
+    outcomes = []
+    for compute in ("weight", "activation", "auto"):
+        torch.manual_seed(0)
+        model = get_peft_model(copy.deepcopy(base), HutConfig(compute=compute, init_weights=False)).eval()
+        logits = model(ids).logits
+        logits.square().sum().backward()
+        outcomes.append([logits, *(p.grad for p in model.parameters() if p.requires_grad)])
+    for other in outcomes[1:]:
+        for a, b in zip(outcomes[0], other, strict=True):
+            assert_close(a, b, atol=1e-3, rtol=1e-3)
+
+
+def test_safe_merge_sees_a_bias_that_overflows():
+    base = nn.Sequential(nn.Linear(4, 4)).half()
+    nn.init.constant_(base[0].bias, 6e4)
+    model = get_peft_model(base, HutConfig(target_modules=["0"]))
+    nn.init.constant_(model.base_model.model[0].hut_beta["default"], 3e4)
+    with pytest.raises(ValueError, match="merged bias"):
+        model.merge_adapter(safe_merge=True)
 
 
 def test_merging_a_shift_into_layers_without_bias_is_exact_and_said():

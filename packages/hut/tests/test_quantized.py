@@ -9,6 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import hadamard_core.layer
+import hadamard_core.orientation
 from hut import HutConfig
 
 
@@ -44,11 +45,12 @@ class RoundedBackend:
 
 @pytest.fixture
 def rounded(monkeypatch):
-    monkeypatch.setattr(
-        hadamard_core.layer,
-        "resolve_quantization_backend",
-        lambda layer: RoundedBackend() if isinstance(layer, RoundedLinear) else None,
-    )
+    for module in (hadamard_core.layer, hadamard_core.orientation):
+        monkeypatch.setattr(
+            module,
+            "resolve_quantization_backend",
+            lambda layer: RoundedBackend() if isinstance(layer, RoundedLinear) else None,
+        )
     torch.manual_seed(0)
     return nn.Sequential(RoundedLinear(6, 5))
 

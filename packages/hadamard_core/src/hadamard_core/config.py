@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, get_args
 
 from peft import PeftConfig
@@ -23,13 +24,14 @@ class HadamardConfig(PeftConfig):
 
     Args:
         target_modules: names of the modules to adapt, by peft's rules: a list of names or suffixes, a regular
-            expression, or ``"all-linear"``. If given, ``roles`` is ignored and a fused projection is adapted as one
-            layer.
+            expression, or ``"all-linear"``. Takes the place of ``roles``, which is then left out, and adapts a fused
+            projection as one layer.
         exclude_modules: names or a regular expression of modules to leave out.
         roles: what to adapt where ``target_modules`` is not given, see :mod:`hadamard_core.targets`. Of a fused
             projection (GPT-2's ``c_attn``), only the slices that have the role.
-        layers_to_transform: indices of the layers to adapt; all if None.
-        layers_pattern: the name of the ``nn.ModuleList`` that ``layers_to_transform`` counts in.
+        layers_to_transform: indices of the layers to adapt; all if None. With ``roles``, each must be there.
+        layers_pattern: the name of the ``nn.ModuleList`` that ``layers_to_transform`` counts in; with ``roles`` the
+            list of the layers if None.
         modules_to_save: further modules to train and save whole, such as a classification head.
         init_weights: True starts as the identity: the adapted model is the base model, bit for bit. False starts with
             random values around it, for tests.
@@ -99,9 +101,14 @@ class HadamardConfig(PeftConfig):
 
 
 def require_at_least(config: HadamardConfig, name: str, minimum: int) -> None:
-    """Raises ValueError unless ``config``'s integer field ``name`` is at least ``minimum``."""
+    """Stores ``config``'s field ``name`` as an int, numpy's integers too, which ``json`` does not write.
+
+    Raises:
+        ValueError: it is no integer, or below ``minimum``.
+    """
     value = getattr(config, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         raise ValueError(
             f"{name} is {value!r} in {type(config).__name__}; it must be an integer of at least {minimum}."
         )
+    setattr(config, name, int(value))

@@ -28,8 +28,9 @@ with its own bias is what runs. Which way is cheaper depends on the number of to
 ``"auto"`` picks by that.
 
 ``y - b'`` has lost what the rounding of y took, the more the larger the bias is beside the product. Columns where that
-matters (in 16 bits: where the bias is not small) take the product anew, without the bias, so that no gradient is less
-accurate than that of the activation way in plain autograd by more than a factor of two.
+matters take the product anew, without the bias. In 16 bits, which have no digits to give away, that is where the bias
+is not small, so that no gradient is less accurate than that of the activation way in plain autograd by more than a
+factor of two; in fp32 up to five of the 24 bits are let go.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ Compute = Literal["auto", "weight", "activation"]
 # Below these magnitudes of a scale, dividing by it would magnify what underflow or rounding has taken from a product.
 _SMALLEST_DIVISOR = {torch.float16: 1e-2, torch.bfloat16: 1e-12, torch.float32: 1e-12, torch.float64: 1e-100}
 
-# Largest |bias| relative to the root mean square of the product at which subtracting it back is harmless: the product
-# then keeps, of the dtype's digits, all but log2 of this. In 16 bits there are none to give away.
+# Largest |bias| relative to the root mean square of the product, tokens weighted by g, at which subtracting it back is
+# harmless: the product then keeps, of the dtype's bits, all but log2 of this.
 _LARGEST_RELATIVE_BIAS = {torch.float16: 0.5, torch.bfloat16: 0.5, torch.float32: 32, torch.float64: 1e4}
-# The root mean square is taken over about as many tokens, evenly spaced.
+# The root mean square is taken over as many tokens.
 _SAMPLED_TOKENS = 32
 # Tokens whose products are added at once on a CPU: as many rows of sums stay in the cache.
 _CACHED_TOKENS = 128
@@ -80,14 +81,14 @@ def scaled_linear(
         scale_out: (out_features,).
         shift: (out_features,).
         parts: (out_features,), integer. For a fused projection: which row of ``scale_in`` scales the input of this
-            output feature, -1 for none. Always computed as one product with the scaled weight.
+            output feature, -1 for none. Computed the weight way, whatever ``compute`` says: the product is one.
         compute: ``"weight"``, ``"activation"`` or ``"auto"``, see the module's docstring.
 
     Returns:
         (..., out_features), in the dtype of ``x`` (autocast's under autocast).
 
     Raises:
-        ValueError: shapes do not fit, or ``compute`` is unknown.
+        ValueError: shapes do not fit, tensors are on different devices, or ``compute`` is unknown.
     """
     out_features, in_features = weight.shape
     if compute not in get_args(Compute):
@@ -102,10 +103,15 @@ def scaled_linear(
             f"scale_in has shape {None if scale_in is None else tuple(scale_in.shape)}; it must be ({in_features},), "
             f"or (parts, {in_features}) together with parts."
         )
+    named = {"weight": weight, "bias": bias, "scale_in": scale_in, "scale_out": scale_out, "shift": shift}
+    for name, tensor in named.items():
+        # Without this, a tensor on the meta device would make the result one of uninitialised memory.
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device} and x on {x.device}; move the model or its input first.")
     if torch.is_autocast_enabled(x.device.type) and x.is_floating_point() and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(x.device.type))
     tokens = math.prod(x.shape[:-1])
-    by_weight = compute == "weight" or parts is not None or (compute == "auto" and _prefers_weight(tokens, weight))
+    by_weight = compute == "weight" or parts is not None or (compute == "auto" and prefers_weight(tokens, weight))
     y, _ = _scaled_linear(x, weight, bias, scale_in, scale_out, shift, parts, by_weight)
     return y
 
@@ -114,8 +120,8 @@ def _is_vector(scale_in: Tensor | None) -> bool:
     return scale_in is None or scale_in.dim() == 1
 
 
-def _prefers_weight(tokens: int, weight: Tensor) -> bool:
-    """Whether two passes over the weight cost less than two over x and two over y."""
+def prefers_weight(tokens: int, weight: Tensor) -> bool:
+    """Whether ``"auto"`` is ``"weight"``: two passes over the weight cost less than two over x and two over y."""
     out_features, in_features = weight.shape
     return tokens * (in_features + out_features) >= out_features * in_features
 
@@ -280,6 +286,15 @@ def _column_dots(a: Tensor, b: Tensor) -> Tensor:
     return sums.sum(0)
 
 
+def _sample(tokens: int, device: torch.device) -> Tensor:
+    """Indices of up to _SAMPLED_TOKENS of so many tokens, spread by the golden ratio.
+
+    Even steps could meet one and the same position of every sequence, and so only tokens of one odd kind.
+    """
+    numbers = torch.arange(min(tokens, _SAMPLED_TOKENS), device=device)
+    return (numbers * (math.sqrt(5) - 1) / 2 % 1 * tokens).long()
+
+
 def _grads_of_input(
     g: Tensor,
     x: Tensor,
@@ -343,9 +358,11 @@ def _grad_of_scale_out(
     again = None
     if inside is not None and len(result):
         gradient -= inside * total
-        sample = result[:: max(1, len(result) // _SAMPLED_TOKENS)] - inside
-        root_mean_square = torch.linalg.vector_norm(sample, dim=0, dtype=gradient.dtype) / len(sample) ** 0.5
-        again = inside.abs() > _LARGEST_RELATIVE_BIAS[result.dtype] * root_mean_square
+        rows = _sample(len(result), g.device)
+        g_rows = g[rows].to(gradient.dtype)
+        norm = torch.linalg.vector_norm(g_rows, dim=0)
+        norm_of_product = torch.linalg.vector_norm(g_rows * (result[rows] - inside), dim=0)
+        again = (inside != 0) & (inside.abs() * norm >= _LARGEST_RELATIVE_BIAS[result.dtype] * norm_of_product)
     if scale_out is not None:
         tiny = scale_out.abs() < _SMALLEST_DIVISOR[result.dtype]
         gradient = gradient / scale_out.masked_fill(tiny, 1)

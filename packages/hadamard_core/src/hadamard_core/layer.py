@@ -7,6 +7,7 @@ A method says which vectors it has (:meth:`ScaledLinear.vectors`) and which para
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Sequence
 from functools import reduce
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hadamard_core.config import HadamardConfig
-from hadamard_core.functional import rows_of, scaled_linear, scaled_weight
+from hadamard_core.functional import prefers_weight, rows_of, scaled_linear, scaled_weight
 from hadamard_core.orientation import OutputSlice, features, weight_as_linear
 
 
@@ -57,6 +58,9 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
         slices: the slices of a fused projection to adapt; None for the whole.
     """
 
+    # What peft empties, beside the parameters, when an adapter is deleted.
+    other_param_names = ("slices", "compute")
+
     def __init__(
         self,
         base_layer: nn.Module,
@@ -84,10 +88,29 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
         """Adds an adapter, or replaces the one of this name."""
         self.slices[adapter_name] = None if slices is None else tuple(slices)
         self.compute[adapter_name] = config.compute
+        for name in self.adapter_layer_names:
+            if adapter_name in getattr(self, name):
+                del getattr(self, name)[adapter_name]
         sizes = [self.out_features] if slices is None else [s.size(self.out_features) for s in slices]
         self.create_parameters(adapter_name, config, sizes)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Moves an adapter to a device, that of the base layer if None, and leaves its dtype alone.
+
+        peft casts to the dtype of the base layer here and back to fp32 later, in most of its ways to load. A scale of
+        1.001 does not survive bf16, which has no number between 1 and 1.0078.
+        """
+        device = self.get_base_layer().weight.device if device is None else device
+        for name in self.adapter_layer_names:
+            container = getattr(self, name)
+            if adapter_name in container and not container[adapter_name].is_meta:
+                container[adapter_name] = container[adapter_name].to(device)
+
+    def cast_adapter_to_base_layer(self, adapter_name: str) -> None:
+        """Casts an adapter to the dtype of the base layer: what ``autocast_adapter_dtype=False`` of peft asks for."""
+        super()._move_adapter_to_device_of_base_layer(adapter_name)
 
     def create_parameters(self, adapter_name: str, config: HadamardConfig, sizes: Sequence[int]) -> None:
         """Creates the parameters of an adapter.
@@ -100,11 +123,6 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
     def vectors(self, adapter_name: str) -> list[Vectors]:
         """The adapter's vectors, differentiable with respect to its parameters: one item for each adapted slice."""
         raise NotImplementedError
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        super().delete_adapter(adapter_name)
-        self.slices.pop(adapter_name, None)
-        self.compute.pop(adapter_name, None)
 
     def _own_adapters(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if name in self.slices]
@@ -125,8 +143,8 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
                 by_slice[own] = _compose(by_slice[own], vectors) if own in by_slice else vectors
         if whole in by_slice and len(by_slice) > 1:
             raise ValueError(
-                "Of the active adapters, some adapt slices of a fused projection and others all of it; activate or "
-                "merge them one at a time."
+                f"Of the active adapters ({', '.join(adapter_names)}) some adapt slices of a fused projection and "
+                "others all of it; activate or merge them one at a time."
             )
         return self._spread(by_slice)
 
@@ -163,20 +181,39 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
         if self.disable_adapters or self.merged or not active:
             return self.base_layer(x, *args, **kwargs)
         vectors, parts = self._combine(active)
+        # All adapters compute the same function either way; the first one's wish is as good as any.
+        compute = self.compute[active[0]]
+        if self._calls_base_layer(x, vectors.scale_in, parts, compute):
+            return self._around_base_layer(x, vectors, parts)
         base = self.get_base_layer()
-        if self.quantization_backend is None:
-            # All adapters compute the same function either way; the first one's wish is as good as any.
-            compute = self.compute[active[0]]
-            return scaled_linear(x, weight_as_linear(base), base.bias, *vectors, parts=parts, compute=compute)
-        if parts is not None:
-            return scaled_linear(x, self.get_base_weight().to(x.dtype), base.bias, *vectors, parts=parts)
-        return self._around_base_layer(x, vectors)
+        return scaled_linear(x, weight_as_linear(base), base.bias, *vectors, parts=parts, compute=compute)
 
-    def _around_base_layer(self, x: Tensor, vectors: Vectors) -> Tensor:
-        """The activation way around a base layer whose product is its own affair, as a quantised one's is."""
+    def _calls_base_layer(self, x: Tensor, scale_in: Tensor | None, parts: Tensor | None, compute: str) -> bool:
+        """Whether the product is left to the base layer rather than to ``scaled_linear``.
+
+        Its product is its own affair where it is quantised or somebody has hooked or replaced its call, as accelerate
+        does to move weights. With parts in the activation way, each part has its own product of the whole, which for
+        few tokens costs less than scaling the weight.
+        """
+        base = self.get_base_layer()
+        hooked = base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base)
+        if self.quantization_backend is not None or hooked:
+            return True
+        if parts is None or compute == "weight":
+            return False
+        tokens = (len(scale_in) + 1) * math.prod(x.shape[:-1])
+        return compute == "activation" or not prefers_weight(tokens, weight_as_linear(base))
+
+    def _around_base_layer(self, x: Tensor, vectors: Vectors, parts: Tensor | None) -> Tensor:
+        """The activation way around calls of the base layer."""
         scale_in, scale_out, shift = vectors
         bias = self.get_base_layer().bias
-        y = self.base_layer(x if scale_in is None else (x * scale_in).to(x.dtype))
+        if parts is None:
+            y = self.base_layer(x if scale_in is None else (x * scale_in).to(x.dtype))
+        else:
+            y = self.base_layer(x)
+            for part, scale in enumerate(scale_in):
+                y = torch.where(parts == part, self.base_layer((x * scale).to(x.dtype)), y)
         scaled = y if scale_out is None else y * scale_out
         if scale_out is not None and bias is not None:
             scaled = scaled + bias * (1 - scale_out)
@@ -202,7 +239,7 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
             weight = scaled_weight(original.weight, rows_of(vectors.scale_in, parts), vectors.scale_out)
             bias = original.bias
             if vectors.shift is not None:
-                bias = vectors.shift if bias is None else bias + vectors.shift
+                bias = (vectors.shift if bias is None else bias + vectors.shift).to(weight.dtype)
         if safe_merge:
             for kind, values in (("weight", weight), ("bias", bias)):
                 if values is not None and not torch.isfinite(values).all():

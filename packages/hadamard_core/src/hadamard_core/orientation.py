@@ -15,6 +15,7 @@ in Phi-3 and its like) are not of this form and `OutputSlice` cannot name them.
 from dataclasses import dataclass
 
 import torch
+from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -67,6 +68,12 @@ class OutputSlice:
 def is_supported(module: nn.Module) -> bool:
     """Whether `module` is a projection whose orientation is known: `nn.Linear`, `Conv1D`, or a subclass of these."""
     return isinstance(module, (nn.Linear, Conv1D))
+
+
+def has_known_forward(module: nn.Module) -> bool:
+    """Whether a projection's call is that of `nn.Linear` or `Conv1D`, or of a quantised layer that peft knows."""
+    known = (nn.Linear.forward, Conv1D.forward)
+    return type(module).forward in known or resolve_quantization_backend(module) is not None
 
 
 def features(module: nn.Module) -> tuple[int, int]:

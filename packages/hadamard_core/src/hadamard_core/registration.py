@@ -8,7 +8,11 @@ installed package is touched.
 from __future__ import annotations
 
 from peft import PeftConfig, PeftType
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.mapping import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
 
@@ -40,7 +44,8 @@ def peft_type(name: str) -> PeftType:
 def register(name: str, config_cls: type[PeftConfig], tuner_cls: type[BaseTuner]) -> None:
     """Makes ``get_peft_model``, ``PeftModel.from_pretrained`` and all that builds on them know a method.
 
-    Registering the same classes again changes nothing, so that a package may do it whenever it is imported.
+    Registering the same classes again changes nothing, so that a package may do it whenever it is imported. Classes of
+    the same module and name replace those registered before: they come from reloading it.
 
     Args:
         name: lower case; ``peft_type`` in ``adapter_config.json`` is its upper case.
@@ -54,9 +59,16 @@ def register(name: str, config_cls: type[PeftConfig], tuner_cls: type[BaseTuner]
     owner = PEFT_TYPE_TO_CONFIG_MAPPING.get(member) or PEFT_TYPE_TO_TUNER_MAPPING.get(member)
     if owner is None:
         register_peft_method(name=name, config_cls=config_cls, model_cls=tuner_cls, prefix=tuner_cls.prefix)
-    elif owner is not config_cls:
+    elif _full_name(owner) == _full_name(config_cls):
+        PEFT_TYPE_TO_CONFIG_MAPPING[member] = config_cls
+        PEFT_TYPE_TO_TUNER_MAPPING[member] = tuner_cls
+        PEFT_TYPE_TO_PREFIX_MAPPING[member] = tuner_cls.prefix
+    else:
         raise RuntimeError(
-            f"peft already has a method {name!r} ({owner.__module__}.{owner.__qualname__}), which is not "
-            f"{config_cls.__module__}.{config_cls.__qualname__}; uninstall one of the two packages, or pin a peft "
-            f"release that does not ship {name!r}."
+            f"peft already has a method {name!r} ({_full_name(owner)}), which is not {_full_name(config_cls)}; "
+            f"uninstall one of the two packages, or pin a peft release that does not ship {name!r}."
         )
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

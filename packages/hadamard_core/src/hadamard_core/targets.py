@@ -49,12 +49,12 @@ class Target:
     Attributes:
         name: full name in the model it was found in; on an adapted layer, the name of the whole layer.
         slices: the slices of a fused projection to adapt, by their part; None stands for the whole module.
-        roles: without scope, what the slices do, in the order of `slices`; of a whole module the one role it has.
+        layer: the number of its layer, which in an encoder-decoder model both stacks count from 0.
     """
 
     name: str
     slices: tuple[OutputSlice, ...] | None
-    roles: tuple[str, ...]
+    layer: int
 
 
 @dataclass(frozen=True)
@@ -215,16 +215,26 @@ ARCHITECTURES: dict[str, _Table] = {
 }
 
 
-def find_targets(model: nn.Module, roles: Sequence[str]) -> dict[str, Target]:
+def find_targets(
+    model: nn.Module,
+    roles: Sequence[str],
+    layers_to_transform: Sequence[int] | int | None = None,
+    layers_pattern: Sequence[str] | str | None = None,
+) -> dict[str, Target]:
     """The modules of `model` that have one of `roles`, by their full name, in the model's order.
 
     `model` is a transformers model, with or without a head, or any module that contains one or its layers; layers
     that peft has wrapped are found under their own name. Of a model with several transformers models inside, every
     known one is searched.
 
+    Args:
+        layers_to_transform: numbers of the layers to search; all of them if None or empty, as in peft.
+        layers_pattern: the name of the list that `layers_to_transform` counts in, by peft's rules; if None, the list
+            of the layers.
+
     Raises:
-        ValueError: if no layers of an architecture known here are found, if `roles` is empty or a string, or if one
-            of them is misspelled or not found in `model`.
+        ValueError: if no layers of an architecture known here are found, if `roles` is empty or a string, if one of
+            them is misspelled or not found in `model`, or if there is no such layer or list.
     """
     if isinstance(roles, str):
         raise ValueError(f"roles is the string {roles!r}; give a list of roles, such as [{roles!r}].")
@@ -235,12 +245,15 @@ def find_targets(model: nn.Module, roles: Sequence[str]) -> dict[str, Target]:
         if not any(_covers(role, place.scoped_role) for place in places):
             raise ValueError(_unknown_role(role, model))
 
-    parts: dict[str, dict[int, tuple[OutputSlice | None, str]]] = {}
+    targets: dict[str, Target] = {}
     for place in places:
         if any(_covers(role, place.scoped_role) for role in roles):
-            part = place.slice.part if place.slice else 0
-            parts.setdefault(place.name, {})[part] = (place.slice, _plain(place.scoped_role))
-    return {name: _target(name, [found[part] for part in sorted(found)]) for name, found in parts.items()}
+            slices = None
+            if place.slice is not None:
+                before = targets[place.name].slices if place.name in targets else ()
+                slices = tuple(sorted({*before, place.slice}, key=lambda own: own.part))
+            targets[place.name] = Target(place.name, slices, place.layer)
+    return _in_layers(targets, roles, layers_to_transform, layers_pattern)
 
 
 def module_names(model: nn.Module, roles: Sequence[str]) -> list[str]:
@@ -264,18 +277,19 @@ class _Place:
     name: str
     scoped_role: str
     slice: OutputSlice | None
+    layer: int
 
 
 def _places(model: nn.Module) -> list[_Place]:
     """Everything in `model` that has a role, in the model's order."""
     tables = _tables(model)
     places = [
-        _Place(name, scoped_role, _slice(where, model, name))
+        _Place(name, scoped_role, _slice(where, model, name), int(match["layer"]))
         for name, _ in model.named_modules()
         for root, table in tables.items()
         if _is_inside(root, name)
         for scoped_role, where in table.items()
-        if _pattern(where if isinstance(where, str) else where.path).fullmatch(name)
+        if (match := _pattern(where if isinstance(where, str) else where.path).fullmatch(name))
     ]
     if not places:
         raise ValueError(
@@ -310,7 +324,7 @@ def _kinds(module: nn.Module) -> Iterator[str]:
 
 @cache
 def _pattern(path: str) -> re.Pattern[str]:
-    return re.compile(r"(?:.+\.)?" + path.replace(".", r"\.").replace("*", r"\d+"))
+    return re.compile(r"(?:.+\.)?" + path.replace(".", r"\.").replace("*", r"(?P<layer>\d+)"))
 
 
 def _slice(where: str | _Fused, model: nn.Module, name: str) -> OutputSlice | None:
@@ -322,9 +336,38 @@ def _slice(where: str | _Fused, model: nn.Module, name: str) -> OutputSlice | No
     return OutputSlice(where.part, where.parts, groups=attention.config.num_attention_heads)
 
 
-def _target(name: str, parts: Sequence[tuple[OutputSlice | None, str]]) -> Target:
-    slices, roles = zip(*parts, strict=True)
-    return Target(name, None if slices[0] is None else slices, roles)
+def _in_layers(
+    targets: dict[str, Target],
+    roles: Sequence[str],
+    layers: Sequence[int] | int | None,
+    patterns: Sequence[str] | str | None,
+) -> dict[str, Target]:
+    asked = [layers] if isinstance(layers, int) else layers or []
+    if not asked:
+        return targets
+    numbers = {name: _number(target, patterns) for name, target in targets.items()}
+    known = sorted({number for number in numbers.values() if number is not None})
+    if not known:
+        raise ValueError(
+            f"layers_pattern={patterns!r}, but no module with roles {', '.join(roles)} is in a list of that name; name "
+            f"one that contains modules such as {next(iter(targets))}, or leave it out."
+        )
+    if not set(asked) <= set(known):
+        without_gap = known == list(range(known[0], known[-1] + 1))
+        written = f"{known[0]} to {known[-1]}" if without_gap else ", ".join(map(str, known))
+        raise ValueError(
+            f"layers_to_transform={layers}, but the layers with roles {', '.join(roles)} are {written}; name these."
+        )
+    return {name: target for name, target in targets.items() if numbers[name] in asked}
+
+
+def _number(target: Target, patterns: Sequence[str] | str | None) -> int | None:
+    """The number of the target's layer; if there are patterns, in the first list so named that it is in, as in peft."""
+    if not patterns:
+        return target.layer
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    matches = (re.match(rf"(?:.*?\.)?(?:{pattern})\.(?P<layer>\d+)\.", target.name) for pattern in patterns)
+    return next((int(match["layer"]) for match in matches if match), None)
 
 
 def _plain(scoped_role: str) -> str:

@@ -224,12 +224,18 @@ class MethodContract:
     # -- saving and loading ------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-    def test_saved_and_loaded_is_the_same(self, case, variant, base, x, tmp_path, low_cpu_mem_usage):
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_saved_and_loaded_is_the_same(self, case, variant, base, x, tmp_path, dtype, low_cpu_mem_usage):
+        base = base.to(dtype)
+        x = x.to(dtype) if x.is_floating_point() else x
         model = self.adapted(case, base, variant)
         model.save_pretrained(tmp_path)
         loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage).eval()
         assert torch.equal(output(loaded, x), output(model, x))
         assert not any(p.requires_grad for p in loaded.parameters())
+        stored = load_file(tmp_path / "adapter_model.safetensors")
+        for name, tensor in get_peft_model_state_dict(loaded).items():
+            assert torch.equal(tensor, stored[name]), f"{name} was changed by loading"
         assert type(PeftConfig.from_pretrained(tmp_path)) is self.config_class
 
     def test_file_holds_the_adapter_alone(self, case, variant, base, tmp_path):
@@ -276,13 +282,20 @@ class MethodContract:
         assert torch.equal(output(loaded, x), output(model, x))
         assert_close(output(model.merge_and_unload(), x), output(loaded, x), atol=1e-5, rtol=1e-4)
 
-    def test_injected_without_a_wrapper(self, case, variant, base, x):
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_injected_without_a_wrapper(self, case, variant, base, x, dtype):
+        base = base.to(dtype)
+        x = x.to(dtype) if x.is_floating_point() else x
         injected = inject_adapter_in_model(self.config(case, variant, init_weights=True), copy.deepcopy(base)).eval()
         assert any(isinstance(module, BaseTunerLayer) for module in injected.modules())
         assert torch.equal(output(injected, x), output(base, x))
+        adapter = [p for p in injected.parameters() if p.requires_grad]
+        assert {p.dtype for p in adapter} == {torch.float32}
 
     @_only_on("gpt2", "bert", "llama")
-    def test_transformers_loads_it_as_an_adapter(self, case, variant, base, x, tmp_path):
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_transformers_loads_it_as_an_adapter(self, case, variant, base, x, tmp_path, dtype):
+        base = base.to(dtype)
         model = self.adapted(case, base, variant)
         model.save_pretrained(tmp_path)
         plain = copy.deepcopy(base)

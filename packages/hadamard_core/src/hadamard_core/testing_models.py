@@ -69,7 +69,7 @@ def _bert() -> BertForSequenceClassification:
 
 
 def _llama() -> LlamaForCausalLM:
-    return LlamaForCausalLM(LlamaConfig(**_SIZES, num_key_value_heads=1, attention_bias=True))
+    return LlamaForCausalLM(LlamaConfig(**_SIZES, num_key_value_heads=1))
 
 
 def _ids(generator: torch.Generator) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
@@ -10,7 +10,7 @@ from torch import nn
 
 from hadamard_core.config import HadamardConfig
 from hadamard_core.layer import ScaledLinear
-from hadamard_core.orientation import is_supported
+from hadamard_core.orientation import has_known_forward, is_supported
 from hadamard_core.targets import Target, find_targets
 
 
@@ -24,21 +24,33 @@ class HadamardTuner(BaseTuner):
     tuner_layer_cls: type[ScaledLinear]
     # peft's table of default modules for each architecture; roles are the default here.
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    # The config whose roles were looked up last, and what was found: peft asks about one module at a time.
+    _found: tuple[HadamardConfig, dict[str, Target]] | None = None
 
     def _prepare_adapter_config(self, peft_config: HadamardConfig, model_config: dict) -> HadamardConfig:
-        self._targets: dict[str, Target] = {}
-        if peft_config.target_modules is None:
-            self._targets = find_targets(self.model, peft_config.roles)
+        self._found = None  # The model may have changed since.
+        self._targets(peft_config)
         return peft_config
+
+    def _targets(self, peft_config: HadamardConfig) -> dict[str, Target]:
+        """The modules that a config names by role; none if it has ``target_modules``."""
+        if peft_config.target_modules is not None:
+            return {}
+        if self._found is None or self._found[0] is not peft_config:
+            fields = (peft_config.roles, peft_config.layers_to_transform, peft_config.layers_pattern)
+            self._found = peft_config, find_targets(self.model, *fields)
+        return self._found[1]
 
     def _check_target_module_exists(self, peft_config: HadamardConfig, key: str) -> Any:
         if peft_config.target_modules is not None:
             return check_target_module_exists(peft_config, key)
-        if key not in self._targets:
-            return False
-        # A suffix, not the whole name: peft does not look at layers_to_transform where the whole name is given.
-        by_suffix = dataclasses.replace(peft_config, roles=None, target_modules=[key.rpartition(".")[2]])
-        return check_target_module_exists(by_suffix, key)
+        # peft decides, also about modules without a role, because it wants to know of each whether it is excluded.
+        by_name = SimpleNamespace(
+            exclude_modules=peft_config.exclude_modules,
+            modules_to_save=peft_config.modules_to_save,
+            target_modules=[key] if key in self._targets(peft_config) else [],
+        )
+        return check_target_module_exists(by_name, key)
 
     def _create_and_replace(
         self,
@@ -49,7 +61,7 @@ class HadamardTuner(BaseTuner):
         parent: nn.Module,
         current_key: str,
     ) -> None:
-        found = self._targets.get(current_key)
+        found = self._targets(peft_config).get(current_key)
         slices = None if found is None else found.slices
         if isinstance(target, self.tuner_layer_cls):
             target.update_layer(adapter_name, peft_config, slices)
@@ -58,6 +70,11 @@ class HadamardTuner(BaseTuner):
             raise ValueError(
                 f"Target module {current_key} is a {type(target).__name__}, which is not supported; target nn.Linear "
                 "or transformers' Conv1D modules, or leave it out with exclude_modules."
+            )
+        if not has_known_forward(target):
+            raise ValueError(
+                f"Target module {current_key} is a {type(target).__name__}, whose forward is its own, so that its "
+                "weight does not tell what it computes; leave it out with exclude_modules."
             )
         if isinstance(parent, nn.MultiheadAttention):
             raise ValueError(
@@ -68,3 +85,11 @@ class HadamardTuner(BaseTuner):
         if adapter_name not in self.active_adapters:
             new_module.requires_grad_(False)
         self._replace_module(parent, target_name, new_module, target)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        if autocast_adapter_dtype:
+            super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+            return
+        for module in self.model.modules():
+            if isinstance(module, self.tuner_layer_cls) and adapter_name in module.slices:
+                module.cast_adapter_to_base_layer(adapter_name)

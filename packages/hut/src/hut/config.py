@@ -61,5 +61,7 @@ class HutConfig(HadamardConfig):
         """As peft's; also tells a reader of the model card, where one was written, to import this package."""
         super().save_pretrained(save_directory, **kwargs)
         card = Path(save_directory) / "README.md"
-        if card.is_file() and _CARD_SECTION not in card.read_text():
-            card.write_text(card.read_text() + _CARD_SECTION)
+        if card.is_file():
+            text = card.read_text(encoding="utf-8")
+            if _CARD_SECTION not in text:
+                card.write_text(text + _CARD_SECTION, encoding="utf-8")

@@ -29,9 +29,6 @@ class HutLinear(ScaledLinear):
     def create_parameters(self, adapter_name: str, config: HutConfig, sizes: Sequence[int]) -> None:
         slices = () if self.slices[adapter_name] is None else (len(sizes),)
         features = sum(sizes)
-        for container in (self.hut_gamma, self.hut_beta):
-            if adapter_name in container:
-                del container[adapter_name]
         spread = 0.0 if config.init_weights else 0.2
         self.hut_A[adapter_name] = _around(1.0, spread, *slices, self.in_features, config.r)
         self.hut_B[adapter_name] = _around(1.0, spread, config.r, features)
