@@ -77,7 +77,7 @@ class CheckpointStore:
         self._write(LAST, tensors, history)
         keep = {LAST} if history.best is None else {LAST, self._best_file(int(history.best["step"]))}
         for path in self.folder.iterdir():
-            if path.name not in keep:
+            if path.name not in keep and path.is_file():
                 path.unlink()
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> History:
@@ -88,7 +88,8 @@ class CheckpointStore:
         """
         path = self.folder / LAST
         if not path.is_file():
-            state = "is empty" if not any(self.folder.iterdir()) else f"has no {LAST}"
+            is_folder = self.folder.is_dir()
+            state = "is a file" if not is_folder else f"has no {LAST}" if any(self.folder.iterdir()) else "is empty"
             raise UserError(f"the checkpoint folder {self.folder} {state}: --overwrite starts the run afresh")
         tensors, history = self._read(path)
         parameters = trained_parameters(model)
@@ -161,7 +162,8 @@ class CheckpointStore:
             odd = min(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
             raise UserError(
                 f"the checkpoint {path} is of another model: {odd.removeprefix('model.')} is "
-                f"{found.get(odd, 'missing')} there and {shapes.get(odd, 'not trained')} here"
+                f"{found.get(odd, 'missing')} there and {shapes.get(odd, 'not trained')} here; --overwrite starts the "
+                "run afresh"
             )
         with torch.no_grad():
             for name, parameter in parameters.items():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+
+from safetensors import SafetensorError
 
 from harness.console import is_main_process
 
@@ -13,7 +16,9 @@ class UserError(Exception):
 
 
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Runs a command's ``main`` and turns :class:`UserError` into its sentence on stderr and exit code 2.
+    """Runs a command's ``main``; what the user can mend becomes a sentence on stderr and exit code 2.
+
+    That is a :class:`UserError`, and a file that cannot be read or written, wherever that comes up.
 
     Args:
         main: takes the arguments without the program's name, returns the exit code.
@@ -21,10 +26,19 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return main(arguments)
-    except UserError as error:
+        code = main(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read our output, such as `head`, has read enough; Python would complain about it again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except (UserError, OSError, SafetensorError) as error:
         if "--debug" in arguments:
             raise
         if is_main_process():
-            print(f"error: {error}", file=sys.stderr)
+            advice = (
+                "" if isinstance(error, UserError) else "; see that it can be read and written, and the disk's space"
+            )
+            print(f"error: {' '.join(str(error).split())}{advice}", file=sys.stderr)
         return 2

@@ -128,6 +128,8 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid JSON: {registry.one_line(error)}") from error
     if not isinstance(result, dict) or result.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{path} is not a result of schema version {SCHEMA_VERSION}, the one this harness reads")
+    if missing := {"method", "task", "model", "seed", "parameters", "train", "evaluations"} - result.keys():
+        raise UserError(f"{path} is damaged: it has no {min(missing)!r}; --overwrite starts the run afresh")
     return result
 
 

@@ -31,7 +31,7 @@ from harness.console import Console, is_main_process, stdout_for_the_result
 from harness.errors import UserError, run_command
 from harness.protocols import Method, Task
 from harness.rundir import RunDirectory, same_configuration, write_text
-from harness.training import make_plan, seed_everything, train
+from harness.training import fingerprint, make_plan, seed_everything, train
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,14 +44,14 @@ def main(argv: Sequence[str]) -> int:
         quieten_libraries()
     directory = RunDirectory(command.config.output_dir or default_output_dir(command.config))
     try:
-        with stdout_for_the_result() as write_stdout:
+        with stdout_for_the_result() as write_stdout, directory:
             done = run(command, directory)
             if done is not None:
                 write_stdout(result.dumps(done) if command.json else result.table(done, directory.path))
     except KeyboardInterrupt:
         if is_main_process():
             again = shlex.join([*(word for word in argv if word not in ("--overwrite", "--resume")), "--resume"])
-            how = f"to go on: python -m harness.run {again}" if directory.config.is_file() else "nothing was begun"
+            how = f"to go on: python -m harness.run {again}" if directory.begun else "nothing was begun"
             print(f"\nstopped; {how}", file=sys.stderr)
         return 130
     return 0
@@ -69,6 +69,9 @@ def run(command: cli.CommandLine, directory: RunDirectory) -> dict[str, Any] | N
         raise UserError("--resume goes on with a run and --overwrite deletes it: give one of them")
     if command.resume:
         same_configuration(config, directory.path)
+        directory.begun = True
+        if is_main_process():
+            directory.lock()
         if directory.result.is_file():
             return show_finished(directory) if is_main_process() else None
     elif is_main_process():
@@ -106,11 +109,16 @@ def run(command: cli.CommandLine, directory: RunDirectory) -> dict[str, Any] | N
     validation = loaded.encode(tokenizer, "validation") if config.train.eval_every != "never" else []
     plan = make_plan(features, config.train, config.seed, accelerator.num_processes)
     console.say(result.header(config, base, counts, loaded, plan.total))
-    identity = {"base model's sha256": base.fingerprint, "number of processes": str(accelerator.num_processes)}
+    identity = {
+        "base model's sha256": base.fingerprint,
+        "task's version": str(task.version),
+        "training data's sha256": fingerprint(features),
+        "number of processes": str(accelerator.num_processes),
+    }
     store = CheckpointStore(directory.checkpoint, identity)
     if accelerator.is_main_process:
         if not command.resume:
-            directory.create(config)
+            directory.create(config, command.overwrite)
         elif not store.exists():
             console.say("the run was stopped before its first checkpoint, so it starts from the beginning")
     accelerator.wait_for_everyone()

@@ -2,17 +2,20 @@
 
 ``config.toml`` is there from the first moment and marks the directory as a run of ours; ``checkpoint/`` while the run
 goes on; ``adapter/``, ``predictions.jsonl`` and, last of all, ``result.json`` when they are done. Every file is written
-beside its place and renamed into it, so that a process killed at any moment leaves the old one or the new one.
+beside its place and renamed into it, so that a process killed at any moment leaves the old one or the new one. While a
+process is at work here it holds a lock on the directory, which the system releases however the process ends.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import tomli_w
@@ -38,7 +41,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         state = "is not a run directory: it has no config.toml" if any(directory.iterdir()) else "is empty"
         raise UserError(f"{directory} {state}; leave out --resume and choose another --output-dir to start a run")
     tree = read_toml(path)
-    if tree.pop("format", None) != MARK:
+    if tree.pop("format", None) != MARK or not {"method", "task"} <= tree.keys():
         raise UserError(f"{path} was not written by harness.run: choose another --output-dir")
     return tree
 
@@ -50,7 +53,7 @@ def same_configuration(config: RunConfig, directory: Path) -> None:
         UserError: naming the first field that differs, with both values, or the directory's fault.
     """
     stored, now = flatten(read_config(directory)), flatten(to_tree(config))
-    for key in sorted(stored.keys() | now.keys()):
+    for key in sorted(stored.keys() | now.keys(), key=lambda key: (key not in ("method", "task"), key)):
         if key in ("output_dir", "description"):  # the directory may have been moved, and words change no number
             continue
         before, after = stored.get(key, "None"), now.get(key, "None")
@@ -61,11 +64,27 @@ def same_configuration(config: RunConfig, directory: Path) -> None:
             )
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunDirectory:
-    """The paths of one run, and the ways to fill them."""
+    """The paths of one run, and the ways to fill them; a context manager that ends the lock.
+
+    Attributes:
+        begun: whether the directory holds this run, rather than nothing or another one.
+    """
 
     path: Path
+    begun: bool = False
+    _lock: int | None = field(default=None, repr=False)
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     @property
     def config(self) -> Path:
@@ -85,9 +104,11 @@ class RunDirectory:
         Raises:
             UserError: the directory holds something, and is no run or may not be overwritten.
         """
+        if not str(self.path).isprintable():
+            raise UserError(f"--output-dir {str(self.path)!r} has characters that cannot be printed: choose another")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output-dir {self.path} is a file: choose a directory")
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if not self.path.exists() or not self._entries():
             return
         if not self.config.is_file() or read_toml(self.config).get("format") != MARK:
             raise UserError(
@@ -100,27 +121,49 @@ class RunDirectory:
                 "--output-dir chooses another"
             )
 
-    def create(self, config: RunConfig) -> None:
+    def _entries(self) -> list[Path]:
+        """What is there, a configuration aside that was being written when its process was killed."""
+        return [entry for entry in self.path.iterdir() if entry.name != ".config.toml.new"]
+
+    def lock(self) -> None:
+        """Keeps other processes out until this context ends.
+
+        Raises:
+            UserError: another process is at work here.
+        """
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is at work in the run directory {self.path}: wait for its end, or choose another "
+                "--output-dir"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+
+    def create(self, config: RunConfig, overwrite: bool) -> None:
         """Makes the directory with its ``config.toml``, in place of a run that was there.
 
         Raises:
-            UserError: the file system does not let us.
+            UserError: the file system does not let us, or another process has been here since ``check_free``.
         """
-        fresh, old = (self.path.with_name(f".{self.path.name}.{word}") for word in ("new", "old"))
+        text = "# Written by harness.run: the complete configuration of this run.\n"
+        text += tomli_w.dumps({"format": MARK, **to_tree(config)})
         try:
-            for leftover in (fresh, old):
-                if leftover.exists():
-                    shutil.rmtree(leftover)
-            fresh.mkdir(parents=True)
-            text = "# Written by harness.run: the complete configuration of this run.\n"
-            write_text(fresh / "config.toml", text + tomli_w.dumps({"format": MARK, **to_tree(config)}))
-            if self.path.exists():
-                self.path.rename(old)
-            fresh.rename(self.path)
-            if old.exists():
-                shutil.rmtree(old)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock()
+            self.check_free(overwrite)
+            # config.toml goes last, by the new one's coming: without it the rest would not be known as a run.
+            for entry in self._entries():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry != self.config:
+                    entry.unlink()
+            write_text(self.config, text)
         except OSError as error:
             raise UserError(f"--output-dir {self.path} cannot be written: {one_line(error)}") from error
+        self.begun = True
 
     def write_folder(self, name: str, fill: Callable[[Path], None]) -> Path:
         """Returns the folder ``name`` after ``fill`` has written into it, in place of an earlier one."""

@@ -8,6 +8,7 @@ the step, so that a run that was killed and resumed computes the same numbers as
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import time
@@ -262,6 +263,14 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def fingerprint(features: Features) -> str:
+    """Returns the sha256 of all examples' tokens."""
+    digest = hashlib.sha256()
+    for feature in features:
+        digest.update(np.asarray(feature["input_ids"], dtype=np.int64).tobytes() + b"/")
+    return digest.hexdigest()
 
 
 def lengths(features: Features) -> tuple[int, ...]:

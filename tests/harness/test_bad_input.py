@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 import shutil
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from harness import models
+from harness.training import make_plan
 
 A_FLAG_THAT_IS_WRONG = {
     "unknown method": (["--method", "lorra"], "did you mean lora"),
@@ -156,14 +160,70 @@ class TestRunDirectories:
         (tmp_path / "out").touch()
         assert_refused(*run_here(arguments("--overwrite")), "is a file")
 
-    @pytest.mark.parametrize("content", [None, "title = 'mine'\n"], ids=["empty", "foreign"])
+    def test_a_run_that_somebody_else_is_at(self, run_here, arguments, tmp_path, assert_refused):
+        assert run_here(arguments())[0] == 0
+        descriptor = os.open(tmp_path / "out", os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert_refused(*run_here(arguments("--resume")), "another process is at work")
+        assert_refused(*run_here(arguments("--overwrite")), "another process is at work")
+        os.close(descriptor)
+        assert (tmp_path / "out" / "result.json").exists()
+
+    def test_a_run_that_began_while_this_one_loaded(self, run_here, arguments, tmp_path, monkeypatch, assert_refused):
+        def begin_another(*given):
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "config.toml").write_text('format = "hadamard-bench run"\n')
+            return make_plan(*given)
+
+        monkeypatch.setattr("harness.run.make_plan", begin_another)
+        assert_refused(*run_here(arguments()), "--overwrite")
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.toml"]
+
+    def test_overwriting_through_a_link(self, run_here, arguments, tmp_path):
+        assert run_here(arguments())[0] == 0
+        (tmp_path / "link").symlink_to("out")
+        code, _, err = run_here(arguments("--overwrite", "--train.max-steps", "1", out="link"))
+        assert code == 0, err
+        assert (tmp_path / "link").is_symlink()
+        assert json.loads((tmp_path / "out" / "result.json").read_text())["train"]["steps"] == 1
+
+    def test_the_current_directory(self, run_here, arguments, tmp_path, monkeypatch):
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        for more in ([], ["--overwrite"]):
+            code, _, err = run_here(arguments(*more, out="."))
+            assert code == 0, err
+        assert (tmp_path / "here" / "result.json").exists()
+
+    def test_a_full_disk(self, run_here, arguments, monkeypatch, assert_refused):
+        def full(_):
+            raise OSError(errno.ENOSPC, "No space left on device", "out/checkpoint")
+
+        monkeypatch.setattr("harness.checkpoint._flush", full)
+        assert_refused(*run_here(arguments()), "No space left on device: 'out/checkpoint'")
+
+    def test_a_path_that_cannot_be_written_down(self, run_here, arguments, assert_refused):
+        assert_refused(*run_here(arguments(out="bad\udcff")), "--output-dir")
+
+    def test_a_checkpoint_that_is_a_file(self, run_here, arguments, tmp_path, assert_refused):
+        assert run_here(arguments())[0] == 0
+        (tmp_path / "out" / "result.json").unlink()
+        (tmp_path / "out" / "checkpoint").touch()
+        assert_refused(*run_here(arguments("--resume")), "is a file")
+
+    @pytest.mark.parametrize(
+        "content",
+        [None, "title = 'mine'\n", 'format = "hadamard-bench run"\n'],
+        ids=["empty", "foreign", "damaged"],
+    )
     def test_resume_of_what_is_no_run(self, content, run_here, arguments, tmp_path, assert_refused):
         (tmp_path / "out").mkdir()
         if content:
             (tmp_path / "out" / "config.toml").write_text(content)
         assert_refused(*run_here(arguments("--resume")), "out")
 
-    def test_a_damaged_result(self, run_here, arguments, tmp_path, assert_refused):
+    @pytest.mark.parametrize("text", ['{"schema_version": 1', '{"schema_version": 1}'])
+    def test_a_damaged_result(self, text, run_here, arguments, tmp_path, assert_refused):
         assert run_here(arguments())[0] == 0
-        (tmp_path / "out" / "result.json").write_text('{"schema_version": 1')
+        (tmp_path / "out" / "result.json").write_text(text)
         assert_refused(*run_here(arguments("--resume")), "result.json")

@@ -92,7 +92,7 @@ def test_stopped_in_the_middle_of_writing(call, run_here, arguments, what_counts
         patch.setattr(os, "fsync", stop)
         code, _, err = run_here(arguments())
     assert code == 130
-    if OUT.exists():  # the very first write makes the directory itself
+    if (OUT / "config.toml").exists():  # the very first write makes the run
         code, _, err = run_here(arguments("--resume"))
     else:
         code, _, err = run_here(arguments())
