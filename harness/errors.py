@@ -37,8 +37,6 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
         if "--debug" in arguments:
             raise
         if is_main_process():
-            advice = (
-                "" if isinstance(error, UserError) else "; see that it can be read and written, and the disk's space"
-            )
+            advice = "" if isinstance(error, UserError) else ": see to its permissions and to space on the disk"
             print(f"error: {' '.join(str(error).split())}{advice}", file=sys.stderr)
         return 2

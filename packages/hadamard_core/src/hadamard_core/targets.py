@@ -356,7 +356,8 @@ def _in_layers(
         without_gap = known == list(range(known[0], known[-1] + 1))
         written = f"{known[0]} to {known[-1]}" if without_gap else ", ".join(map(str, known))
         raise ValueError(
-            f"layers_to_transform={layers}, but the layers with roles {', '.join(roles)} are {written}; name these."
+            f"layers_to_transform={layers}, but the layers with roles {', '.join(roles)} are {written}; "
+            "give some of these."
         )
     return {name: target for name, target in targets.items() if numbers[name] in asked}
 
