@@ -71,7 +71,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
             near = registry.closest(flag, flags)
             raise UserError(f"unknown {'flag' if flag.startswith('-') else 'argument'} {group[0]}{near} (see --help)")
     given = {_flag(group[0]) for group in groups}
-    if {"--train.epochs", "--train.max-steps"} <= given:
+    if "--train.epochs" in given and _value(argv, "--train.max-steps") not in (None, "None"):
         raise UserError("--train.epochs and --train.max-steps both say when to stop: give one of them")
     if "--train.epochs" in given:
         config = replace(defaults.config, train=replace(defaults.config.train, max_steps=None))
@@ -85,6 +85,8 @@ def parse(argv: Sequence[str]) -> CommandLine:
             hint = flags[_flag(group[0])]
             reason = failure or f"it takes {'no value' if hint is bool else recipes.describe(hint)}"
             values = " ".join(group).partition("=")[2] if "=" in group[0] else " ".join(group[1:])
+            if reason.startswith(f"{_flag(group[0])} "):
+                raise UserError(reason)
             raise UserError(f"{_flag(group[0])} {values or 'without a value'}: {reason}")
     raise UserError(f"these flags do not go together: {command or 'see --help'}")
 

@@ -26,9 +26,10 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = main(arguments)
-        sys.stdout.flush()
-        return code
+        try:
+            return main(arguments)
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output, such as `head`, has read enough; Python would complain about it again at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

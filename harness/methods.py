@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -35,6 +36,14 @@ class Lora(PeftMethod):
     """Which projections are adapted. On GPT-2 each of query, key and value means the whole fused c_attn."""
     target_modules: tuple[str, ...] | None = None
     """Names or suffixes of the modules to adapt, as peft has them, in place of roles."""
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"--method.r is {self.r}: it must be at least 1")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"--method.alpha is {self.alpha}: it must be above 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"--method.dropout is {self.dropout}: it must be at least 0 and below 1")
 
     def peft_config(self, model: PreTrainedModel, task_type: str) -> PeftConfig:
         """Returns peft's configuration for this model."""

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,13 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-from safetensors import SafetensorError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.errors import UserError
@@ -46,6 +51,24 @@ DROPOUT_FIELDS = (
     "dropout",
     "dropout_rate",
 )
+
+TOKENIZER_FILES = frozenset(
+    (
+        "tokenizer.json",
+        "tokenizer.model",
+        "sentencepiece.bpe.model",
+        "sentencepiece.model",
+        "spiece.model",
+        "spm.model",
+        "source.spm",
+        "tekken.json",
+        "vocab.json",
+        "vocab.txt",
+    )
+)
+
+HTTP_ERROR = HfHubHTTPError.__bases__[0]
+"""What the hub client's HTTP library raises by itself; which library that is depends on the client's version."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +91,7 @@ class Base:
     """A base model on disk.
 
     Attributes:
+        name: what ``--model`` was given.
         source: the file or folder that it came from, in words.
         folder: where transformers loads it from.
         fingerprint: sha256 of the weight files.
@@ -76,6 +100,7 @@ class Base:
         new_parameters: parameters that the checkpoint lacks, known after the first :meth:`fresh`.
     """
 
+    name: str
     source: str
     folder: Path
     fingerprint: str
@@ -88,8 +113,34 @@ class Base:
     new_parameters: tuple[str, ...] = ()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Returns the tokenizer; one without a padding token pads with its end token."""
-        tokenizer = _read(transformers.AutoTokenizer, self.folder, trust_remote_code=self.trust_remote_code)
+        """Returns the tokenizer; one without a padding token pads with its end token.
+
+        Its ``model_max_length`` is at most the number of positions that the model has.
+
+        Raises:
+            UserError: there is no tokenizer in the folder, or it has tokens that the model does not.
+        """
+        arguments = {"trust_remote_code": self.trust_remote_code}
+        config = _read(self.name, transformers.AutoConfig, self.folder, **arguments).get_text_config()
+        tokenizer = _read(self.name, transformers.AutoTokenizer, self.folder, **arguments)
+        own_files = set(getattr(tokenizer, "vocab_files_names", {}).values()) - {"tokenizer_config.json"}
+        # transformers makes an empty tokenizer of a folder without one; some tokenizers, of bytes, need no file
+        if own_files and not any((self.folder / file).is_file() for file in TOKENIZER_FILES | own_files):
+            raise UserError(
+                f"--model {self.name}: it holds no tokenizer: put tokenizer.json, or the files that its tokenizer has "
+                "instead, beside config.json"
+            )
+        rows = getattr(config, "vocab_size", None)
+        ends = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
+        needed = max([tokenizer.vocab_size, *(token + 1 for token in ends)])
+        if isinstance(rows, int) and needed > rows:
+            raise UserError(
+                f"--model {self.name}: its tokenizer has {needed} tokens and the model {rows}: give the tokenizer that "
+                "belongs to the model"
+            )
+        positions = getattr(config, "max_position_embeddings", None)
+        if isinstance(positions, int) and positions > 0:
+            tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
@@ -101,9 +152,10 @@ class Base:
             dropout: replaces every dropout rate of the architecture.
 
         Raises:
-            UserError: the files cannot be read as this kind of model, or it has no dropout to set.
+            UserError: the files cannot be read as this kind of model, hold only a part of it, or it has no dropout to
+                set.
         """
-        config = _read(transformers.AutoConfig, self.folder, trust_remote_code=self.trust_remote_code)
+        config = _read(self.name, transformers.AutoConfig, self.folder, trust_remote_code=self.trust_remote_code)
         if dropout is not None:
             present = [name for name in DROPOUT_FIELDS if isinstance(getattr(config, name, None), (int, float))]
             if not present:
@@ -116,6 +168,7 @@ class Base:
             setattr(config, name, value)
         torch.manual_seed(self.seed)
         model, info = _read(
+            self.name,
             getattr(transformers, self.auto_class),
             self.folder,
             config=config,
@@ -125,6 +178,7 @@ class Base:
             output_loading_info=True,
         )
         self.new_parameters = tuple(sorted(info["missing_keys"]))
+        _check_complete(self.name, self.auto_class, model, self.new_parameters)
         if self.hub_name:  # what is saved beside an adapter is to name it, not a folder of this machine's cache
             model.name_or_path = model.config.name_or_path = self.hub_name
         return model
@@ -145,30 +199,64 @@ def find(
     Raises:
         UserError: there is no such model, it cannot be reached, or it is not in a format that may be opened.
     """
-    hub_name = None
-    if name in OFFLINE:
-        place, source = _offline(name), f"package {OFFLINE[name].distribution}"
-    elif Path(name).expanduser().exists():
-        place, source = Path(name).expanduser(), "local"
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
-        raise UserError(f"--model {name}: there is no such folder or file")
-    else:
-        place, source = _download(name, allow_pickle, trust_remote_code), "model hub"
-        source += f", revision {place.name}"
-        hub_name = name
-    if place.is_dir() and not (place / "config.json").is_file():
-        place = _only_gguf(name, place)
-    if place.is_file():
-        if place.suffix != ".gguf":
+    with _readable(name):
+        place, source, hub_name = _place(name, allow_pickle, trust_remote_code)
+        if place.is_dir() and not (place / "config.json").is_file():
+            place = _only_gguf(name, place)
+        is_gguf = place.is_file()
+        if is_gguf and place.suffix != ".gguf":
             raise UserError(f"--model {name} is neither a folder nor a GGUF file")
+        fingerprint = _sha256([place] if is_gguf else _weights(name, place, allow_pickle))
+        if not is_gguf:
+            _check_remote_code(name, place, trust_remote_code)
+    folder = _converted(name, place, fingerprint, say) if is_gguf else place
+    if is_gguf:
         source += f", {place.name}"
-        fingerprint = _sha256([place])
-        folder = _converted(place, fingerprint, say)
-    else:
-        folder = place
-        fingerprint = _sha256(_weights(name, place, allow_pickle))
-        _check_remote_code(name, place, trust_remote_code)
-    return Base(source, folder, fingerprint, auto_class, seed, model_kwargs, allow_pickle, trust_remote_code, hub_name)
+    return Base(
+        name, source, folder, fingerprint, auto_class, seed, model_kwargs, allow_pickle, trust_remote_code, hub_name
+    )
+
+
+def _place(name: str, allow_pickle: bool, trust_remote_code: bool) -> tuple[Path, str, str | None]:
+    """Returns the file or folder that a name means, where it is from in words, and the name if it is the hub's."""
+    if name in OFFLINE:
+        return _offline(name), f"package {OFFLINE[name].distribution}", None
+    path = Path(os.path.expanduser(name))  # Path's own raises where there is no such user
+    if path.exists():
+        return path, "local", None
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
+        raise UserError(f"--model {name}: there is no such folder or file")
+    place = _download(name, allow_pickle, trust_remote_code)
+    return place, f"model hub, revision {place.name}", name
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turns the refusal of the file system into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{error.filename} cannot be read" if error.filename else "it cannot be read"
+        raise UserError(
+            f"--model {name}: {what} ({error.strerror or one_line(error)}): check its permissions"
+        ) from error
+
+
+def _check_complete(name: str, auto_class: str, model: PreTrainedModel, missing: tuple[str, ...]) -> None:
+    """Refuses weights without a part of the model; what a task puts on top of it (head and pooler) may be new.
+
+    Raises:
+        UserError: naming what is missing.
+    """
+    if auto_class != "AutoModelForCausalLM":
+        inside = f"{model.base_model_prefix}."
+        missing = tuple(key for key in missing if key.startswith(inside) and ".pooler." not in key)
+    if missing:
+        names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise UserError(
+            f"--model {name}: its weights lack {len(missing)} parameters of the model that its config.json describes "
+            f"({names}): give weights and config.json that belong together"
+        )
 
 
 def _offline(name: str) -> Path:
@@ -236,6 +324,11 @@ def _download(name: str, allow_pickle: bool, trust_remote_code: bool) -> Path:
         raise UserError(
             f"--model {name}: the model hub cannot be reached and the model is not in its cache; {instead}"
         ) from error
+    except (HTTP_ERROR, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise UserError(
+            f"--model {name}: the model hub, or what stands between, gives no usable answer ({reason}); {instead}"
+        ) from error
     return Path(folder)
 
 
@@ -248,7 +341,7 @@ def _sha256(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _converted(gguf: Path, fingerprint: str, say: Callable[[str], None]) -> Path:
+def _converted(name: str, gguf: Path, fingerprint: str, say: Callable[[str], None]) -> Path:
     """Returns the folder with a GGUF file's model as fp32 safetensors and its tokenizer; made if it is not there."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hadamard-bench"
     folder = cache / f"{fingerprint[:16]}-transformers-{importlib.metadata.version('transformers')}"
@@ -262,7 +355,15 @@ def _converted(gguf: Path, fingerprint: str, say: Callable[[str], None]) -> Path
     say(f"converting {gguf.name} to {folder}, once: about half a minute")
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # its bar cannot be switched off
-            model = _read(transformers.AutoModelForCausalLM, gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            model, info = _read(
+                name,
+                transformers.AutoModelForCausalLM,
+                gguf.parent,
+                gguf_file=gguf.name,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        _check_complete(name, "AutoModelForCausalLM", model, tuple(sorted(info["missing_keys"])))
         del model.config.quantization_config
         # a model that came from GGUF counts as quantised and refuses to be saved; its tensors are plain fp32 by now
         with torch.device("meta"):
@@ -271,7 +372,7 @@ def _converted(gguf: Path, fingerprint: str, say: Callable[[str], None]) -> Path
         plain.tie_weights()
         plain.generation_config = model.generation_config
         plain.save_pretrained(fresh)
-        _read(transformers.AutoTokenizer, gguf.parent, gguf_file=gguf.name).save_pretrained(fresh)
+        _read(name, transformers.AutoTokenizer, gguf.parent, gguf_file=gguf.name).save_pretrained(fresh)
         if not folder.is_dir():  # another process may have been faster
             fresh.rename(folder)
     finally:
@@ -279,10 +380,12 @@ def _converted(gguf: Path, fingerprint: str, say: Callable[[str], None]) -> Path
     return folder
 
 
-def _read(auto_class: Any, folder: Path, **arguments: Any) -> Any:
+def _read(name: str, auto_class: Any, folder: Path, **arguments: Any) -> Any:
     try:
         return auto_class.from_pretrained(str(folder), **arguments)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+    except Exception as error:  # tokenizers raises just that, and a damaged file leads the other readers anywhere
+        reason = one_line(error)[:300] or type(error).__name__
         raise UserError(
-            f"the model in {folder} cannot be read as {auto_class.__name__}: {one_line(error)[:300]}"
+            f"--model {name} cannot be read as {auto_class.__name__} ({reason}): check that its files are complete and "
+            "belong together"
         ) from error

@@ -13,6 +13,19 @@ from harness.errors import UserError
 
 Kind = Literal["method", "task"]
 
+IMPORT_ERRORS = (
+    ImportError,
+    AttributeError,
+    SyntaxError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What importing somebody else's package may raise."""
+
 
 def closest(name: str, known: Iterable[str]) -> str:
     """Returns ``", did you mean X?"`` where a known name is near to ``name``, else nothing."""
@@ -64,7 +77,7 @@ def load(kind: Kind, name: str) -> type[Any]:
     entry = get_entry(kind, name)
     try:
         return entry.load()
-    except (ImportError, AttributeError, SyntaxError) as error:
+    except IMPORT_ERRORS as error:
         raise UserError(
             f"the {kind} {name!r} of {distribution(entry)} cannot be imported from {entry.value}: {one_line(error)}"
         ) from error
@@ -81,13 +94,20 @@ def one_line(error: BaseException) -> str:
 
 
 def listing() -> str:
-    """Returns what ``--list`` prints: every method and task with its first docstring line and where it comes from."""
+    """Returns what ``--list`` prints: every method and task with its first docstring line and where it comes from.
+
+    One that cannot be used is listed with the reason, so that it does not hide the others.
+    """
     lines = []
     for kind in ("method", "task"):
         lines.append(f"{kind}s")
         for name, entry in entries(kind).items():
-            item = load(kind, name)
-            lines.append(f"  {name:<12} {(inspect.getdoc(item) or '').partition(chr(10))[0]}")
-            detail = [f"paper: {item.paper}"] if kind == "method" else [f"presets: {', '.join(presets(item))}"]
-            lines.append(f"  {'':<12} {'; '.join([*detail, f'from {distribution(entry)}'])}")
+            try:
+                item = entry.load()
+                about = (inspect.getdoc(item) or "").partition("\n")[0]
+                detail = f"paper: {item.paper}" if kind == "method" else f"presets: {', '.join(presets(item))}"
+            except IMPORT_ERRORS as error:
+                about, detail = "broken, cannot be used", f"{type(error).__name__}: {one_line(error)}"
+            lines.append(f"  {name:<12} {about}")
+            lines.append(f"  {'':<12} {detail}; from {distribution(entry)}")
     return "\n".join(lines)

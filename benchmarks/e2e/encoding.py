@@ -67,20 +67,36 @@ def _spaced(value: str) -> str:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, meaning_representation: str, form: InputForm) -> list[int]:
-    """Returns the ids of an MR in an input form, separator included."""
+    """Returns the ids of an MR in an input form, separator included.
+
+    Raises:
+        UserError: the tokenizer makes no tokens of it.
+    """
     if form == "mr":
-        return tokenizer.encode(render(meaning_representation, form) + "\n", add_special_tokens=False)
+        return _tokens(tokenizer, render(meaning_representation, form) + "\n")
     separator = end_of_text(tokenizer) if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return [*tokenizer.encode(render(meaning_representation, form), add_special_tokens=False), separator]
+    return [*_tokens(tokenizer, render(meaning_representation, form)), separator]
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, reference: str) -> list[int]:
     """Returns the ids of a reference and its end token; white space in the reference is made single spaces.
 
     (Two train references hold a line break, and a line break ends a text that is decoded.)
+
+    Raises:
+        UserError: the tokenizer makes no tokens of it.
     """
-    text = " " + " ".join(reference.split())
-    return [*tokenizer.encode(text, add_special_tokens=False), end_of_text(tokenizer)]
+    return [*_tokens(tokenizer, " " + " ".join(reference.split())), end_of_text(tokenizer)]
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if not ids:
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path!r} makes no tokens of {text!r}: "
+            "give a --model whose tokenizer can read the data"
+        )
+    return ids
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:

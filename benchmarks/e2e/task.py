@@ -26,6 +26,7 @@ from benchmarks.e2e import decoding, metrics
 from benchmarks.e2e.data import Example, group_by_meaning_representation, load_split
 from benchmarks.e2e.encoding import IGNORED, InputForm, encode_example, encode_prompt, right_pad
 from harness.config import DataConfig
+from harness.errors import UserError
 from harness.protocols import Evaluation, Progress
 
 T = TypeVar("T")
@@ -154,11 +155,35 @@ class LoadedE2E:
         return {}
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, split: str) -> list[dict[str, list[int]]]:
-        """Returns ``input_ids`` and ``labels`` of each row."""
-        return [
+        """Returns ``input_ids`` and ``labels`` of each row.
+
+        What will be decoded is looked at too: this is called before training, :meth:`evaluate` after it.
+
+        Raises:
+            UserError: the tokenizer makes no tokens of a text, or a text is longer than the model's context
+                (the tokenizer's ``model_max_length``).
+        """
+        features = [
             encode_example(tokenizer, row.meaning_representation, row.reference, self.task.input_form)
             for row in self.rows[split]
         ]
+        context = tokenizer.model_max_length
+        longest = max((len(feature["input_ids"]) for feature in features), default=0)
+        if longest > context:
+            raise UserError(
+                f"the longest example of the {split} split has {longest} tokens and the model reads {context}: "
+                "give a --model with a longer context"
+            )
+        for name, groups in self.decoded.items():
+            prompt = max((len(encode_prompt(tokenizer, text, self.task.input_form)) for text in groups), default=0)
+            room = context - prompt
+            if self.task.max_new_tokens > room:
+                remedy = f"--task.max-new-tokens {room} or less" if room > 0 else "a --model with a longer context"
+                raise UserError(
+                    f"the longest input of the {name} split has {prompt} tokens, which with --task.max-new-tokens "
+                    f"{self.task.max_new_tokens} is more than the {context} that the model reads: give {remedy}"
+                )
+        return features
 
     def collate(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Pads on the right."""

@@ -45,6 +45,21 @@ def test_a_method_s_epochs_and_steps_replace_each_other(part, epochs, max_steps,
     assert (train.epochs, train.max_steps) == (epochs, max_steps)
 
 
+@pytest.mark.parametrize("none", [["--train.max-steps", "None"], ["--train.max_steps=None"]], ids=str)
+def test_steps_that_are_none_leave_the_epochs(none):
+    train = cli.parse([*NAMES, *none, "--train.epochs", "1"]).config.train
+    assert (train.epochs, train.max_steps) == (1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("r", "0"), ("alpha", "nan"), ("alpha", "0"), ("dropout", "-1"), ("dropout", "1")]
+)
+def test_lora_refuses_what_means_nothing_and_names_the_flag_once(name, value):
+    with pytest.raises(UserError, match=f"^--method.{name} is {float(value):g}") as error:
+        cli.parse([*NAMES, f"--method.{name}", value])
+    assert str(error.value).count("--method") == 1
+
+
 @pytest.mark.parametrize(
     ("recipe", "says"),
     [
@@ -114,11 +129,7 @@ def test_help_without_names_says_how_to_see_more(capsys):
     assert "--method NAME --task NAME" in " ".join(capsys.readouterr().out.split())
 
 
-def test_list_shows_methods_tasks_and_presets(monkeypatch):
-    known = registry.entries
-    monkeypatch.setattr(
-        registry, "entries", lambda kind: {n: e for n, e in known(kind).items() if n in ("lora", "full", "toy")}
-    )
+def test_list_shows_methods_tasks_and_presets_whatever_else_is_broken():
     listing = registry.listing()
     for words in (
         "lora",
@@ -130,6 +141,7 @@ def test_list_shows_methods_tasks_and_presets(monkeypatch):
         "Copies letters",
     ):
         assert words in listing
+    assert re.search(r"  broken +broken, cannot be used\n +\w+Error: .*; from toy-bench 0\.0\.0\n", listing)
 
 
 def test_two_packages_with_one_name_are_refused(monkeypatch, tmp_path):

@@ -80,6 +80,15 @@ def test_a_tokenizer_without_an_end_token_is_refused(make_tokenizer):
         encode_completion(endless, "A.")
 
 
+def test_texts_that_a_tokenizer_makes_nothing_of_are_refused(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "encode", lambda text, add_special_tokens: [])
+    for form in ("mr", "lora"):
+        with pytest.raises(UserError, match="makes no tokens of 'name"):
+            encode_prompt(tokenizer, "name[A]", form)
+    with pytest.raises(UserError, match=r"makes no tokens of ' A\.'"):
+        encode_completion(tokenizer, "A.")
+
+
 def test_padding_on_the_right_is_masked_and_has_no_labels():
     batch = right_pad([{"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]}, {"input_ids": [8], "labels": [8]}])
     assert batch["input_ids"].shape == (2, 3)

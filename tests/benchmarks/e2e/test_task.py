@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from benchmarks.e2e.data import Example, load_split
 from benchmarks.e2e.encoding import IGNORED, encode_prompt
 from benchmarks.e2e.task import E2E, LoadedE2E, subset
 from harness.config import DataConfig
+from harness.errors import UserError
+from harness.recipes import tomllib
 
 ROWS = [
     Example("name[Blue Spice], eatType[pub]", "Blue Spice is a pub."),
@@ -51,6 +54,36 @@ def test_loss_is_the_sum_over_completions_and_end_tokens(model, tokenizer, loade
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)  # the loss is taken in float32
     assert loss.ndim == 0
     assert (int(count), count.dtype) == (targets, torch.int64)
+
+
+def test_an_example_longer_than_the_context_is_refused(make_tokenizer, loaded):
+    tokenizer = make_tokenizer()
+    longest = max(len(feature["input_ids"]) for feature in loaded.encode(tokenizer, "train"))
+    tokenizer.model_max_length = longest
+    assert len(loaded.encode(tokenizer, "train")) == len(ROWS)
+    tokenizer.model_max_length = longest - 1
+    with pytest.raises(UserError, match=f"the longest example of the train split has {longest} tokens .* --model"):
+        loaded.encode(tokenizer, "train")
+
+
+@pytest.mark.parametrize(("missing", "remedy"), [(1, "--task.max-new-tokens 5 or less"), (6, "a --model")])
+def test_texts_that_could_outgrow_the_context_are_refused_before_training(missing, remedy, make_tokenizer, loaded):
+    tokenizer = make_tokenizer()
+    short = dataclasses.replace(loaded, rows={"train": ROWS[3:]})
+    prompt = max(len(encode_prompt(tokenizer, text, "lora")) for text in GROUPS)
+    tokenizer.model_max_length = prompt + loaded.task.max_new_tokens
+    assert len(short.encode(tokenizer, "train")) == 1
+    tokenizer.model_max_length -= missing
+    with pytest.raises(UserError, match=f"the longest input of the test split has {prompt} tokens, .*: give {remedy}"):
+        short.encode(tokenizer, "train")
+
+
+def test_what_a_preset_says_of_itself_holds_whatever_a_flag_changes():
+    """The header shows model and counts as they are; the sentence names only those of the papers."""
+    for recipe in E2E.recipes.glob("*.toml"):
+        description = tomllib.loads(recipe.read_text(encoding="utf-8"))["description"].partition("the papers, which")[0]
+        assert not re.search(r"SmolLM|GPT|beams|examples|inputs|steps|epochs", description), recipe.name
+        assert "not" in description
 
 
 def test_loss_does_not_see_what_the_prompt_predicts(model, tokenizer, loaded):
