@@ -20,8 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from harness.errors import UserError
-from harness.registry import one_line
+from harness.errors import UserError, one_line
 
 FORMAT = "hadamard-bench checkpoint 1"
 LAST = "last.safetensors"
@@ -88,8 +87,10 @@ class CheckpointStore:
         """
         path = self.folder / LAST
         if not path.is_file():
-            is_folder = self.folder.is_dir()
-            state = "is a file" if not is_folder else f"has no {LAST}" if any(self.folder.iterdir()) else "is empty"
+            if not self.folder.is_dir():
+                state = "is a file"
+            else:
+                state = f"has no {LAST}" if any(self.folder.iterdir()) else "is empty"
             raise UserError(f"the checkpoint folder {self.folder} {state}: --overwrite starts the run afresh")
         tensors, history = self._read(path)
         parameters = trained_parameters(model)

@@ -20,7 +20,7 @@ import tyro
 
 from harness import recipes, registry
 from harness.config import RunConfig
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 from harness.rundir import read_config
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -165,6 +165,6 @@ def _tyro(args: list[str], defaults: CommandLine) -> CommandLine | str:
         while cause is not None:
             frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(cause.__traceback__)]
             if isinstance(cause, ValueError) and "__post_init__" in frames:
-                return registry.one_line(cause)
+                return one_line(cause)
             cause = cause.__context__
         return ""

@@ -15,6 +15,11 @@ class UserError(Exception):
     """What the user gave cannot be used. The message is one sentence: what was found, where, what to do."""
 
 
+def one_line(error: BaseException) -> str:
+    """Returns an exception's text as one line without a final full stop."""
+    return " ".join(str(error).split()).rstrip(".")
+
+
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Runs a command's ``main``; what the user can mend becomes a sentence on stderr and exit code 2.
 
@@ -39,5 +44,5 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
             raise
         if is_main_process():
             advice = "" if isinstance(error, UserError) else ": see to its permissions and to space on the disk"
-            print(f"error: {' '.join(str(error).split())}{advice}", file=sys.stderr)
+            print(f"error: {one_line(error)}{advice}", file=sys.stderr)
         return 2

@@ -33,8 +33,7 @@ from huggingface_hub.errors import (
 )
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from harness.errors import UserError
-from harness.registry import one_line
+from harness.errors import UserError, one_line
 
 DROPOUT_FIELDS = (
     "hidden_dropout_prob",

@@ -31,7 +31,7 @@ from typing import Any, Literal, TypeVar
 
 from harness import registry
 from harness.config import RunConfig
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -57,7 +57,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {registry.one_line(error)}") from error
+        raise UserError(f"{path} is not valid TOML: {one_line(error)}") from error
 
 
 def build(method: str, task: str, preset: str) -> RunConfig:
@@ -128,7 +128,7 @@ def overlay(instance: T, table: Mapping[str, Any], file: str, where: str) -> T:
     try:
         return replace(instance, **changes)
     except ValueError as error:
-        raise UserError(f"{file}: {where.rstrip('.') or 'top'}: {registry.one_line(error)}") from error
+        raise UserError(f"{file}: {where.rstrip('.') or 'top'}: {one_line(error)}") from error
 
 
 def from_tree(method: str, task: str, tree: Mapping[str, Any], file: str) -> RunConfig:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 
 Kind = Literal["method", "task"]
 
@@ -86,11 +86,6 @@ def load(kind: Kind, name: str) -> type[Any]:
 def presets(task: type[Any]) -> dict[str, Path]:
     """Returns name -> recipe file of a task's presets."""
     return {path.stem: path for path in sorted(Path(task.recipes).glob("*.toml"))}
-
-
-def one_line(error: BaseException) -> str:
-    """Returns an exception's text as one line without a final full stop."""
-    return " ".join(str(error).split()).rstrip(".")
 
 
 def listing() -> str:

@@ -21,7 +21,7 @@ from hadamard_core.accounting import ParameterCounts
 from harness import registry
 from harness.checkpoint import History
 from harness.config import RunConfig, to_tree
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 from harness.models import Base
 from harness.protocols import Evaluation, LoadedTask, Task
 from harness.training import Plan
@@ -125,7 +125,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {registry.one_line(error)}") from error
+        raise UserError(f"{path} is not valid JSON: {one_line(error)}") from error
     if not isinstance(result, dict) or result.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{path} is not a result of schema version {SCHEMA_VERSION}, the one this harness reads")
     if missing := {"method", "task", "model", "seed", "parameters", "train", "evaluations"} - result.keys():

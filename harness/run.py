@@ -28,7 +28,7 @@ from harness import cli, models, registry, result
 from harness.checkpoint import CheckpointStore, History
 from harness.config import RunConfig, default_output_dir, validate
 from harness.console import Console, is_main_process, stdout_for_the_result
-from harness.errors import UserError, run_command
+from harness.errors import UserError, one_line, run_command
 from harness.protocols import Method, Task
 from harness.rundir import RunDirectory, same_configuration, write_text
 from harness.training import fingerprint, make_plan, seed_everything, train
@@ -100,7 +100,7 @@ def run(command: cli.CommandLine, directory: RunDirectory) -> dict[str, Any] | N
     try:
         model = method.apply(model, task.task_type)
     except ValueError as error:
-        raise UserError(f"--method {config.method}: {registry.one_line(error)}") from error
+        raise UserError(f"--method {config.method}: {one_line(error)}") from error
     counts = count_parameters(model)
     if counts.trained == 0:
         raise UserError(f"--method {config.method} leaves nothing to train with these settings")

@@ -21,9 +21,8 @@ from typing import Any
 import tomli_w
 
 from harness.config import RunConfig, flag_of, flatten, to_tree
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 from harness.recipes import read_toml
-from harness.registry import one_line
 
 MARK = "hadamard-bench run"
 
@@ -154,7 +153,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock()
             self.check_free(overwrite)
-            # config.toml goes last, by the new one's coming: without it the rest would not be known as a run.
+            # The old config.toml stays until the new one takes its place: without it, the rest would be no run of ours.
             for entry in self._entries():
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)

@@ -157,7 +157,7 @@ class LoadedE2E:
     def encode(self, tokenizer: PreTrainedTokenizerBase, split: str) -> list[dict[str, list[int]]]:
         """Returns ``input_ids`` and ``labels`` of each row.
 
-        What will be decoded is looked at too: this is called before training, :meth:`evaluate` after it.
+        With the training split, what will be decoded is looked at too: :meth:`evaluate` comes only after training.
 
         Raises:
             UserError: the tokenizer makes no tokens of a text, or a text is longer than the model's context
@@ -174,7 +174,7 @@ class LoadedE2E:
                 f"the longest example of the {split} split has {longest} tokens and the model reads {context}: "
                 "give a --model with a longer context"
             )
-        for name, groups in self.decoded.items():
+        for name, groups in self.decoded.items() if split == "train" else ():
             prompt = max((len(encode_prompt(tokenizer, text, self.task.input_form)) for text in groups), default=0)
             room = context - prompt
             if self.task.max_new_tokens > room:
