@@ -1,8 +1,8 @@
 """Checkpoints: what is trained, the optimiser's state and the run's history, in one safetensors file.
 
 ``checkpoint/last.safetensors`` is written beside its place, flushed to the disk and renamed, so a kill at any moment
-leaves the old one or the new one. It names the file that holds the parameters of lowest validation loss
-(``best-STEP.safetensors``), which is written before it and deleted after a better one is named. Random numbers need no
+leaves the old one or the new one. It names the files that hold the parameters which the task's rules select
+(``best-STEP.safetensors``), written before it and deleted once no rule selects them any more. Random numbers need no
 place in it: data order and dropout are functions of seed and step (:mod:`harness.order`).
 """
 
@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,8 +37,8 @@ class History:
         seconds: time spent in training and its evaluations.
         losses: ``{"step", "loss", "learning_rate"}``, loss as the mean over the targets since the entry before.
         open_loss: sum of losses and number of targets since the last entry.
-        validation: ``{"step", "loss"}``, loss as the mean over all targets of the validation split.
-        best: the entry of ``validation`` with the lowest loss.
+        measurements: ``{"step", SPLIT: {METRIC: value}}``; the value of a metric that is not finite is None.
+        best: rule -> ``{"step", "value"}``, the measurement that it selects.
     """
 
     step: int = 0
@@ -45,8 +46,8 @@ class History:
     seconds: float = 0.0
     losses: list[dict[str, float]] = field(default_factory=list)
     open_loss: tuple[float, int] = (0.0, 0)
-    validation: list[dict[str, float]] = field(default_factory=list)
-    best: dict[str, float] | None = None
+    measurements: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,18 @@ class CheckpointStore:
     def exists(self) -> bool:
         return self.folder.exists()
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: History, *, is_best: bool) -> None:
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: History) -> None:
         """Writes the state after ``history.step`` steps."""
         parameters = trained_parameters(model)
         tensors = {f"model.{name}": parameter for name, parameter in parameters.items()}
         for name, parameter in parameters.items():
             for key, value in optimizer.state[parameter].items():
                 tensors[f"optimizer.{key}.{name}"] = value
-        if is_best:
+        if any(entry["step"] == history.step for entry in history.best.values()):
             best = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
             self._write(self._best_file(history.step), best, history)
         self._write(LAST, tensors, history)
-        keep = {LAST} if history.best is None else {LAST, self._best_file(int(history.best["step"]))}
+        keep = {LAST, *(self._best_file(entry["step"]) for entry in history.best.values())}
         for path in self.folder.iterdir():
             if path.name not in keep and path.is_file():
                 path.unlink()
@@ -106,10 +107,9 @@ class CheckpointStore:
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         return history
 
-    def restore_best(self, model: nn.Module, history: History) -> None:
-        """Reads the parameters of lowest validation loss into the model."""
-        assert history.best is not None
-        path = self.folder / self._best_file(int(history.best["step"]))
+    def restore_best(self, model: nn.Module, history: History, rule: str) -> None:
+        """Reads the parameters that a rule selects into the model."""
+        path = self.folder / self._best_file(history.best[rule]["step"])
         self._fill(path, trained_parameters(model), self._read(path)[0])
 
     def delete(self) -> None:

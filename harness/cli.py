@@ -35,6 +35,9 @@ class CommandLine:
     """
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    seeds: tuple[int, ...] = ()
+    """Run once for each of these seeds, one after another, each in a directory of its own, and print mean, standard
+    deviation, median and range; with --resume, seeds that are finished are kept and the others are run."""
     resume: Switch = False
     """Go on with the run in the run directory; the result is the one that the uninterrupted run would have had."""
     overwrite: Switch = False
@@ -71,6 +74,8 @@ def parse(argv: Sequence[str]) -> CommandLine:
             near = registry.closest(flag, flags)
             raise UserError(f"unknown {'flag' if flag.startswith('-') else 'argument'} {group[0]}{near} (see --help)")
     given = {_flag(group[0]) for group in groups}
+    if {"--seed", "--seeds"} <= given:
+        raise UserError("--seed and --seeds both say with which seeds to run: give one of them")
     if "--train.epochs" in given and _value(argv, "--train.max-steps") not in (None, "None"):
         raise UserError("--train.epochs and --train.max-steps both say when to stop: give one of them")
     if "--train.epochs" in given:

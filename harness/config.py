@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from harness.errors import UserError
+from harness.registry import closest
 
 Every = int | Literal["epoch", "never"]
 
@@ -38,6 +39,8 @@ class TrainConfig:
 
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW, reached after the warmup."""
+    head_learning_rate: float | None = None
+    """The same for the model's head, where a task has one; that of all other parameters if not given."""
     batch_size: int = 8
     """Examples in one optimiser step, over all processes and micro-batches together."""
     micro_batch_size: int | None = None
@@ -73,7 +76,8 @@ class TrainConfig:
     group_by_length: bool = False
     """Put examples of like length into one batch: less padding, an order that is a little less random."""
     eval_every: Every = "epoch"
-    """Measure the validation loss every so many steps, or once an epoch and at the end, or never."""
+    """Measure what selects the parameters (validation loss, held-out metric) every so many steps, or once an epoch and
+    at the end, or never."""
     save_every: int = 50
     """Write a checkpoint every so many steps, and after each evaluation, for --resume."""
 
@@ -97,10 +101,17 @@ class RunConfig:
     """Fixes the start of the method's parameters, the data's order and subsets, and dropout."""
     output_dir: Path | None = None
     """The run directory; runs/TASK-METHOD-PRESET-seedSEED if not given."""
-    score: tuple[Literal["last", "best"], ...] = ("last",)
-    """Which parameters are scored: those of the last step, those of lowest validation loss, or both."""
+    score: tuple[str, ...] = ("last",)
+    """Which parameters are scored: last, those of the last step, and any that the task has a rule to select by."""
     split: Literal["validation", "test"] = "test"
     """The split that is scored after training."""
+    eval_batch_size: int = 32
+    """Inputs that the model has at once when it is measured or scored; changes time and memory, not the numbers."""
+    init_from: Path | None = None
+    """The directory of a finished run of the same method on the same model, whose trained parameters are the start; the
+    head starts afresh."""
+    new_head: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Start the model's head afresh, whatever the checkpoint has there."""
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig)
     allow_pickle: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -169,6 +180,7 @@ def validate(config: RunConfig) -> None:
         require(value is None or (math.isfinite(value) and value >= 0), flag, value, "0 or above")
 
     positive("--train.learning-rate", train.learning_rate)
+    positive("--train.head-learning-rate", train.head_learning_rate)
     at_least_one("--train.batch-size", train.batch_size)
     at_least_one("--train.micro-batch-size", train.micro_batch_size)
     positive("--train.epochs", train.epochs)
@@ -189,7 +201,21 @@ def validate(config: RunConfig) -> None:
     at_least_one("--data.eval-limit", data.eval_limit)
     # numpy's generators take no negative seed, and torch's none above 2**63
     require(0 <= config.seed < 2**32, "--seed", config.seed, "between 0 and 4294967295")
-    require(bool(config.score), "--score", "empty", "last, best or both")
+    at_least_one("--eval-batch-size", config.eval_batch_size)
     require(bool(config.model), "--model", "not given", "a model's name or a folder")
-    if "best" in config.score and train.eval_every == "never":
-        raise UserError("--score best needs a validation loss, and --train.eval-every is never: choose steps or epoch")
+    task = config.task_settings
+    if config.split not in task.scored_splits:
+        raise UserError(f"--split {config.split}: task {config.task} is scored on {' or '.join(task.scored_splits)}")
+    rules = {"last": None, **task.rules}
+    require(bool(config.score), "--score", "empty", " or ".join(rules))
+    for name in config.score:
+        if name not in rules:
+            raise UserError(
+                f"--score {name}: with these settings task {config.task} selects by {', '.join(rules)}"
+                f"{closest(name, rules)}"
+            )
+        if name != "last" and train.eval_every == "never":
+            raise UserError(
+                f"--score {name} needs measurements during training, and --train.eval-every is never: choose steps or "
+                "epoch"
+            )

@@ -1,14 +1,16 @@
-"""The two methods that the harness brings itself, so that every comparison has both ends: LoRA and full tuning."""
+"""What the harness brings itself, so that every comparison has its ends: LoRA, full tuning, and the head alone."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from peft import LoraConfig, PeftConfig
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -63,7 +65,7 @@ class Full:
 
     paper: ClassVar[str] = "none: the reference that parameter-efficient methods are compared with"
 
-    def apply(self, model: PreTrainedModel, task_type: str) -> nn.Module:
+    def apply(self, model: PreTrainedModel, task_type: str, modules_to_save: Sequence[str] = ()) -> nn.Module:
         """Returns the model itself with every parameter trained."""
         return model.requires_grad_(True)
 
@@ -74,6 +76,43 @@ class Full:
     def load(self, base: PreTrainedModel, directory: Path) -> nn.Module:
         """Returns ``base`` with the weights that were saved."""
         load_model(base, str(directory / "model.safetensors"))
+        return base.requires_grad_(False)
+
+    def merge(self, model: nn.Module) -> PreTrainedModel:
+        """Returns the model itself."""
+        return model
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head alone: what the frozen model's features give by themselves."""
+
+    paper: ClassVar[str] = "none: the lower end of a comparison, also known as linear probing"
+
+    def apply(self, model: PreTrainedModel, task_type: str, modules_to_save: Sequence[str] = ()) -> nn.Module:
+        """Returns the model itself with its head trained.
+
+        Raises:
+            ValueError: the model has no head of its own.
+        """
+        if not modules_to_save:
+            raise ValueError("the model of this task has no head of its own, so there is nothing to train")
+        model.requires_grad_(False)
+        for name in modules_to_save:
+            model.get_submodule(name).requires_grad_(True)
+        return model
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        """Writes what was trained to ``head.safetensors``."""
+        trained = {name: tensor.detach() for name, tensor in model.named_parameters() if tensor.requires_grad}
+        save_file(trained, directory / "head.safetensors")
+
+    def load(self, base: PreTrainedModel, directory: Path) -> nn.Module:
+        """Returns ``base`` with the head that was saved."""
+        parameters = dict(base.named_parameters())
+        with torch.no_grad():
+            for name, tensor in load_file(directory / "head.safetensors").items():
+                parameters[name].copy_(tensor)
         return base.requires_grad_(False)
 
     def merge(self, model: nn.Module) -> PreTrainedModel:

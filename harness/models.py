@@ -24,16 +24,13 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from huggingface_hub.errors import HFValidationError
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.errors import UserError, one_line
+from harness.hub import hub_errors
+
+CAUSAL_LM = "AutoModelForCausalLM"
 
 DROPOUT_FIELDS = (
     "hidden_dropout_prob",
@@ -66,9 +63,6 @@ TOKENIZER_FILES = frozenset(
     )
 )
 
-HTTP_ERROR = HfHubHTTPError.__bases__[0]
-"""What the hub client's HTTP library raises by itself; which library that is depends on the client's version."""
-
 
 @dataclass(frozen=True)
 class OfflineModel:
@@ -94,9 +88,11 @@ class Base:
         source: the file or folder that it came from, in words.
         folder: where transformers loads it from.
         fingerprint: sha256 of the weight files.
-        model_kwargs: extra arguments for the auto class.
         hub_name: its name on the model hub, if it came from there; it means the same on other machines.
-        new_parameters: parameters that the checkpoint lacks, known after the first :meth:`fresh`.
+        new_head: whether the head starts afresh, whatever the checkpoint has there.
+        model_kwargs: fields of the configuration that the task sets.
+        new_parameters: parameters that start at random, known after the first :meth:`fresh`.
+        notes: what was done for the user that they may not expect, known after the first :meth:`fresh`.
     """
 
     name: str
@@ -105,11 +101,17 @@ class Base:
     fingerprint: str
     auto_class: str
     seed: int
-    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     allow_pickle: bool = False
     trust_remote_code: bool = False
     hub_name: str | None = None
+    new_head: bool = False
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     new_parameters: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def checkpoint_config(self) -> PreTrainedConfig:
+        """Returns the model's configuration as it lies on disk."""
+        return _read(self.name, transformers.AutoConfig, self.folder, trust_remote_code=self.trust_remote_code)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Returns the tokenizer; one without a padding token pads with its end token.
@@ -119,9 +121,8 @@ class Base:
         Raises:
             UserError: there is no tokenizer in the folder, or it has tokens that the model does not.
         """
-        arguments = {"trust_remote_code": self.trust_remote_code}
-        config = _read(self.name, transformers.AutoConfig, self.folder, **arguments).get_text_config()
-        tokenizer = _read(self.name, transformers.AutoTokenizer, self.folder, **arguments)
+        config = self.checkpoint_config().get_text_config()
+        tokenizer = _read(self.name, transformers.AutoTokenizer, self.folder, trust_remote_code=self.trust_remote_code)
         own_files = set(getattr(tokenizer, "vocab_files_names", {}).values()) - {"tokenizer_config.json"}
         # transformers makes an empty tokenizer of a folder without one; some tokenizers, of bytes, need no file
         if own_files and not any((self.folder / file).is_file() for file in TOKENIZER_FILES | own_files):
@@ -154,7 +155,7 @@ class Base:
             UserError: the files cannot be read as this kind of model, hold only a part of it, or it has no dropout to
                 set.
         """
-        config = _read(self.name, transformers.AutoConfig, self.folder, trust_remote_code=self.trust_remote_code)
+        config = self.checkpoint_config()
         if dropout is not None:
             present = [name for name in DROPOUT_FIELDS if isinstance(getattr(config, name, None), (int, float))]
             if not present:
@@ -174,21 +175,70 @@ class Base:
             dtype=torch.float32,
             use_safetensors=None if self.allow_pickle else True,
             trust_remote_code=self.trust_remote_code,
+            ignore_mismatched_sizes=self.new_head,
             output_loading_info=True,
         )
-        self.new_parameters = tuple(sorted(info["missing_keys"]))
-        _check_complete(self.name, self.auto_class, model, self.new_parameters)
+        _check_complete(self.name, self.auto_class, model, tuple(sorted(info["missing_keys"])))
+        new = set(info["missing_keys"])
+        if self.auto_class != CAUSAL_LM:
+            if self.new_head:
+                new.update(self._restart_head(model, config))
+            self._agree_on_padding(model)
+        self.new_parameters = tuple(sorted(new))
         if self.hub_name:  # what is saved beside an adapter is to name it, not a folder of this machine's cache
             model.name_or_path = model.config.name_or_path = self.hub_name
         return model
+
+    def modules_to_save(self, model: PreTrainedModel) -> tuple[str, ...]:
+        """Returns the names of the modules that have to be trained whatever the method is.
+
+        They are the head, that is all that a classifier has outside of its backbone, and any module of the backbone
+        that the checkpoint lacks, such as a pooler.
+        """
+        if self.auto_class == CAUSAL_LM:
+            return ()
+        inside = f"{model.base_model_prefix}."
+        lacking = {name.rpartition(".")[0] for name in self.new_parameters if name.startswith(inside)}
+        return (*_head(model), *sorted(lacking))
+
+    def _restart_head(self, model: PreTrainedModel, config: PreTrainedConfig) -> list[str]:
+        torch.manual_seed(self.seed)
+        fresh = getattr(transformers, self.auto_class).from_config(config, trust_remote_code=self.trust_remote_code)
+        names = []
+        for name in _head(model):
+            state = fresh.get_submodule(name).state_dict()
+            model.get_submodule(name).load_state_dict(state)
+            names += [f"{name}.{key}" for key in state]
+        return names
+
+    def _agree_on_padding(self, model: PreTrainedModel) -> None:
+        """Tells the model which token pads: a decoder's head reads the last token that is not padding.
+
+        Raises:
+            UserError: the tokenizer has no token for it.
+        """
+        tokenizer = self.tokenizer()
+        config = model.config.get_text_config()
+        if tokenizer.pad_token_id is None:
+            raise UserError(
+                f"--model {self.name}: its tokenizer has neither a padding token nor an end token, and texts of unlike "
+                "length need one to be in one batch: set pad_token in its tokenizer_config.json"
+            )
+        if config.pad_token_id != tokenizer.pad_token_id:
+            self.notes = (
+                f"the model names {'no' if config.pad_token_id is None else 'another'} padding token: batches are "
+                f"padded with the tokenizer's {tokenizer.pad_token!r} ({tokenizer.pad_token_id}), and its head reads "
+                "the last token before the padding",
+            )
+            config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
 
 
 def find(
     name: str,
     auto_class: str,
     seed: int,
-    model_kwargs: Mapping[str, Any],
     *,
+    new_head: bool = False,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     say: Callable[[str], None],
@@ -198,6 +248,8 @@ def find(
     Raises:
         UserError: there is no such model, it cannot be reached, or it is not in a format that may be opened.
     """
+    if new_head and auto_class == CAUSAL_LM:
+        raise UserError("--new-head is for tasks whose model has a head of its own, and a language model has none")
     with _readable(name):
         place, source, hub_name = _place(name, allow_pickle, trust_remote_code)
         if place.is_dir() and not (place / "config.json").is_file():
@@ -212,7 +264,7 @@ def find(
     if is_gguf:
         source += f", {place.name}"
     return Base(
-        name, source, folder, fingerprint, auto_class, seed, model_kwargs, allow_pickle, trust_remote_code, hub_name
+        name, source, folder, fingerprint, auto_class, seed, allow_pickle, trust_remote_code, hub_name, new_head
     )
 
 
@@ -247,7 +299,7 @@ def _check_complete(name: str, auto_class: str, model: PreTrainedModel, missing:
     Raises:
         UserError: naming what is missing.
     """
-    if auto_class != "AutoModelForCausalLM":
+    if auto_class != CAUSAL_LM:
         inside = f"{model.base_model_prefix}."
         missing = tuple(key for key in missing if key.startswith(inside) and ".pooler." not in key)
     if missing:
@@ -256,6 +308,15 @@ def _check_complete(name: str, auto_class: str, model: PreTrainedModel, missing:
             f"--model {name}: its weights lack {len(missing)} parameters of the model that its config.json describes "
             f"({names}): give weights and config.json that belong together"
         )
+
+
+def _head(model: PreTrainedModel) -> list[str]:
+    """Returns the names of the parts outside of the backbone that have parameters."""
+    return [
+        name
+        for name, child in model.named_children()
+        if child is not model.base_model and next(child.parameters(), None) is not None
+    ]
 
 
 def _offline(name: str) -> Path:
@@ -310,24 +371,12 @@ def _check_remote_code(name: str, folder: Path, trusted: bool) -> None:
 def _download(name: str, allow_pickle: bool, trust_remote_code: bool) -> Path:
     patterns = ["*.safetensors", "*.json", "*.txt", "*.model", *["*.bin"] * allow_pickle, *["*.py"] * trust_remote_code]
     instead = f"use an offline model (--model {next(iter(OFFLINE))}) or a folder (--model PATH)"
-    try:
-        folder = snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"])
-    except HFValidationError as error:
-        known = ", ".join(OFFLINE)
-        raise UserError(f"--model {name} is no folder, no offline model ({known}) and no valid hub name") from error
-    except GatedRepoError as error:
-        raise UserError(f"--model {name}: the hub gives it only to users who were granted access; {instead}") from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"--model {name}: the model hub has no such model; {instead}") from error
-    except LocalEntryNotFoundError as error:
-        raise UserError(
-            f"--model {name}: the model hub cannot be reached and the model is not in its cache; {instead}"
-        ) from error
-    except (HTTP_ERROR, OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise UserError(
-            f"--model {name}: the model hub, or what stands between, gives no usable answer ({reason}); {instead}"
-        ) from error
+    with hub_errors(f"--model {name}", "model", instead):
+        try:
+            folder = snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"])
+        except HFValidationError as error:
+            known = ", ".join(OFFLINE)
+            raise UserError(f"--model {name} is no folder, no offline model ({known}) and no valid hub name") from error
     return Path(folder)
 
 
@@ -356,13 +405,13 @@ def _converted(name: str, gguf: Path, fingerprint: str, say: Callable[[str], Non
         with contextlib.redirect_stderr(io.StringIO()):  # its bar cannot be switched off
             model, info = _read(
                 name,
-                transformers.AutoModelForCausalLM,
+                getattr(transformers, CAUSAL_LM),
                 gguf.parent,
                 gguf_file=gguf.name,
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-        _check_complete(name, "AutoModelForCausalLM", model, tuple(sorted(info["missing_keys"])))
+        _check_complete(name, CAUSAL_LM, model, tuple(sorted(info["missing_keys"])))
         del model.config.quantization_config
         # a model that came from GGUF counts as quantised and refuses to be saved; its tensors are plain fp32 by now
         with torch.device("meta"):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.config import DataConfig
 
@@ -25,11 +25,13 @@ class Method(Protocol):
 
     paper: ClassVar[str]
 
-    def apply(self, model: PreTrainedModel, task_type: str) -> nn.Module:
+    def apply(self, model: PreTrainedModel, task_type: str, modules_to_save: Sequence[str] = ()) -> nn.Module:
         """Returns the model to train; exactly the parameters that the method trains require a gradient.
 
         Args:
             task_type: a value of ``peft.TaskType``.
+            modules_to_save: names of modules that have to be trained and saved whole, whatever the method: the head,
+                and what else the checkpoint lacks.
 
         Raises:
             ValueError: the method cannot act on this model (one sentence).
@@ -76,46 +78,104 @@ class Evaluation:
     signatures: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Rule:
+    """How the parameters that are scored are chosen among those that training went through.
+
+    Attributes:
+        split: where they are measured; one that the task can encode.
+        metric: a name in what :meth:`LoadedTask.summarise` returns.
+        higher_is_better: otherwise the lowest is chosen; the earlier of two equals.
+        words: the rule in words, which stand beside every number that it selected.
+    """
+
+    split: str
+    metric: str
+    higher_is_better: bool
+    words: str
+
+    def prefers(self, value: float | None, best: float | None) -> bool:
+        """Whether a measurement beats the best so far; None is one that is not finite."""
+        if value is None or best is None:
+            return value is not None
+        return value > best if self.higher_is_better else value < best
+
+
 class LoadedTask(Protocol):
     """A task with its data read, limited and checked.
 
     Attributes:
         facts: goes into the result under ``data``: source, split sizes, input form, what was left out.
+        warnings: sentences that the user should read before the run.
     """
 
     facts: Mapping[str, Any]
+    warnings: Sequence[str]
 
-    def model_kwargs(self) -> Mapping[str, Any]:
-        """Extra arguments for the auto class, such as ``num_labels``."""
+    def model_kwargs(self, checkpoint: PreTrainedConfig | None) -> Mapping[str, Any]:
+        """Fields of the model's configuration that the task sets, such as ``num_labels``.
+
+        Args:
+            checkpoint: the configuration as it comes with the model, or None where the model's head starts afresh
+                and nothing about it matters.
+
+        Raises:
+            UserError: the head that the checkpoint has is not made for this task.
+        """
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, split: str) -> Sequence[Mapping[str, Any]]:
-        """Returns the features of ``"train"`` or ``"validation"``, for the loss; in the split's order."""
+        """Returns the features of ``"train"`` or of a split that one of the task's rules names, in its order."""
 
-    def collate(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def collate(self, tokenizer: PreTrainedTokenizerBase, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Pads features to one batch of tensors on the CPU."""
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor], *, label_smoothing: float) -> tuple[Tensor, Tensor]:
         """Returns the *sum* of the losses over the batch's targets (0-dim, differentiable) and the number of targets
         (0-dim, int64): the loop takes the mean over a global batch of several micro-batches and processes."""
 
+    def measure(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Returns what the metrics need to know of each example, a row (examples, columns) without gradient."""
+
+    def summarise(self, split: str, rows: Tensor) -> Mapping[str, float]:
+        """Returns the metrics of a split.
+
+        Args:
+            rows: what :meth:`measure` returned, each example of the split once and in its order, float64 on the CPU.
+        """
+
     def evaluate(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, split: str, progress: Progress
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, split: str, batch_size: int, progress: Progress
     ) -> Evaluation:
-        """Scores ``model`` (in eval mode, on its device) on ``"validation"`` or ``"test"``."""
+        """Scores ``model`` (in eval mode, on its device) on one of the task's ``scored_splits``.
+
+        Args:
+            batch_size: inputs that the model has at once; the scores do not depend on it.
+        """
 
 
 class Task(Protocol):
-    """What is learned and how it is scored."""
+    """What is learned and how it is scored.
+
+    Attributes:
+        version: goes up when the same configuration comes to mean something else.
+        task_type: a ``peft.TaskType`` value.
+        auto_class: the transformers auto class that the task needs (``AutoModelForCausalLM``).
+        recipes: the folder with one ``PRESET.toml`` for each preset.
+        scored_splits: the splits that :meth:`LoadedTask.evaluate` takes.
+        rules: name -> how ``--score NAME`` selects; ``last``, the last step, needs no rule.
+    """
 
     version: ClassVar[int]
     task_type: ClassVar[str]
     auto_class: ClassVar[str]
     recipes: ClassVar[Path]
+    scored_splits: ClassVar[Sequence[str]]
+
+    @property
+    def rules(self) -> Mapping[str, Rule]: ...
 
     def load(self, data: DataConfig, seed: int) -> LoadedTask:
-        """Reads the data. ``version`` goes up when the same configuration comes to mean something else;
-        ``task_type`` is a ``peft.TaskType`` value; ``auto_class`` names the transformers auto class that the task needs
-        (``AutoModelForCausalLM``); ``recipes`` is the folder with one ``PRESET.toml`` for each preset.
+        """Reads the data.
 
         Raises:
             UserError: the data cannot be used.

@@ -42,7 +42,10 @@ T = TypeVar("T")
 
 # what a recipe may set at its top or below [methods.NAME], and the field of RunConfig that it means
 SHARED = {
-    **{name: name for name in ("description", "model", "seed", "score", "split", "train", "data")},
+    **{
+        name: name
+        for name in ("description", "model", "seed", "score", "split", "eval_batch_size", "init_from", "train", "data")
+    },
     "task": "task_settings",
 }
 FOR_ONE_METHOD = {**SHARED, "method": "method_settings"}

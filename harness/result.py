@@ -23,12 +23,10 @@ from harness.checkpoint import History
 from harness.config import RunConfig, to_tree
 from harness.errors import UserError, one_line
 from harness.models import Base
-from harness.protocols import Evaluation, LoadedTask, Task
+from harness.protocols import Evaluation, LoadedTask, Rule, Task
 from harness.training import Plan
 
-SCHEMA_VERSION = 1
-
-SELECTED_BY = {"last": "the last step", "best": "lowest validation loss"}
+SCHEMA_VERSION = 2
 
 
 def make(
@@ -37,6 +35,7 @@ def make(
     loaded: LoadedTask,
     base: Base,
     counts: ParameterCounts,
+    start: Mapping[str, Any] | None,
     history: History,
     plan: Plan,
     processes: int,
@@ -54,8 +53,11 @@ def make(
             "name": config.model,
             "source": base.source,
             "sha256": base.fingerprint,
+            "arguments": dict(base.model_kwargs),
             "new_parameters": list(base.new_parameters),
+            "notes": list(base.notes),
         },
+        "init_from": start,
         "seed": config.seed,
         "config": to_tree(config),
         "data": to_tree(dict(loaded.facts)),
@@ -70,7 +72,7 @@ def make(
             "processes": processes,
             "final_loss": history.losses[-1]["loss"],
             "loss_curve": history.losses,
-            "validation_curve": history.validation,
+            "measurements": history.measurements,
             "seconds": round(history.seconds, 3),
         },
         "evaluations": dict(evaluations),
@@ -95,12 +97,20 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def evaluation_entry(evaluation: Evaluation, which: str, step: int, split: str, seconds: float) -> dict[str, Any]:
+def selection(which: str, rules: Mapping[str, Rule], history: History) -> dict[str, Any]:
+    """Returns by which rule parameters were selected, and the measurement that did it."""
+    if which == "last":
+        return {"selected_by": "the last step"}
+    rule = rules[which]
+    chosen = {"split": rule.split, "metric": rule.metric, "value": history.best[which]["value"]}
+    return {"selected_by": rule.words, "selection": chosen}
+
+
+def evaluation_entry(evaluation: Evaluation, step: int, split: str, seconds: float) -> dict[str, Any]:
     """Returns one of ``evaluations``; a metric that is not finite moves to the unavailable ones with its value."""
     finite = {name: float(value) for name, value in evaluation.metrics.items() if math.isfinite(value)}
     odd = {name: f"came out as {value}" for name, value in evaluation.metrics.items() if name not in finite}
     return {
-        "selected_by": SELECTED_BY[which],
         "step": step,
         "split": split,
         "examples": len(evaluation.predictions),
@@ -141,33 +151,69 @@ def table(result: Mapping[str, Any], directory: Path) -> str:
         f"{result['method']['name']} on {result['task']['name']} (version {result['task']['version']}), "
         f"preset {result['preset']}, model {result['model']['name']}, 1 seed ({result['seed']})",
         *([result["description"]] if result["description"] else []),
+        f"start: {start_in_words(result['init_from'])}",
         f"trained parameters: {counts['trained']:,} of {counts['total']:,} ({share:.3g} %): adapter "
         f"{counts['adapter']:,}, norm {counts['norm']:,}, head {counts['head']:,}",
         f"training: {train['steps']} steps of {train['batch_size']} examples, {train['targets']:,} targets, "
         f"{train['seconds']:.0f} s, final loss {train['final_loss']:.4f} a target",
+        "",
+        *columns(result["evaluations"], train["steps"] / train["epochs"]),
     ]
-    for which, entry in result["evaluations"].items():
-        lines += ["", *_evaluation(which, entry)]
     return "\n".join([*lines, "", f"files: {directory}"])
 
 
-def _evaluation(which: str, entry: Mapping[str, Any]) -> list[str]:
-    if "same_as" in entry:
-        return [f"{which} ({entry['selected_by']}): step {entry['step']}, the same parameters as {entry['same_as']}"]
-    lines = [
-        f"{entry['split']} split, {entry['examples']} examples, {which} parameters (step {entry['step']}, selected by "
-        f"{entry['selected_by']}), scored in {entry['seconds']:.0f} s"
-    ]
-    width = max(map(len, [*entry["metrics"], *entry["unavailable"]]), default=0)
-    for name, value in entry["metrics"].items():
-        signature = entry["signatures"].get(name, "")
-        lines.append(f"  {name:<{width}}  {value:>8.4f}  {signature}".rstrip())
-    for name, reason in entry["unavailable"].items():
-        lines.append(f"  {name:<{width}}  not computed: {reason}")
+def start_in_words(start: Mapping[str, Any] | None) -> str:
+    """Returns what ``--init-from`` did."""
+    if start is None:
+        return "the model as it comes"
+    return (
+        f"{start['copied']:,} parameters trained on {start['task']} (preset {start['preset']}, seed {start['seed']}, "
+        f"{start['parameters']}, step {start['step']}), head afresh"
+    )
+
+
+def columns(evaluations: Mapping[str, Mapping[str, Any]], steps_per_epoch: float) -> list[str]:
+    """Returns the metrics as lines, a column for each way to select parameters, and what the columns mean."""
+    first = next(iter(evaluations.values()))
+    names = list(dict.fromkeys(name for entry in evaluations.values() for name in entry["metrics"]))
+    labels = [which.replace("_", " ") for which in evaluations]
+    width = max(map(len, [*names, *first["unavailable"]]))
+    wide = [max(8, len(label)) for label in labels]
+    lines = [f"{first['split']} split, {first['examples']:,} examples"]
+    lines.append("  ".join([f"  {'':<{width}}", *(f"{label:>{wide[i]}}" for i, label in enumerate(labels))]))
+    for name in names:
+        values = [entry["metrics"].get(name) for entry in evaluations.values()]
+        cells = [f"{'-' if value is None else format(value, '.4f'):>{wide[i]}}" for i, value in enumerate(values)]
+        lines.append("  ".join([f"  {name:<{width}}", *cells, first["signatures"].get(name, "")]).rstrip())
+    for entry in evaluations.values():
+        lines += [
+            line
+            for name, reason in entry["unavailable"].items()
+            if (line := f"  {name:<{width}}  not computed: {reason}") not in lines
+        ]
+    for label, entry in zip(labels, evaluations.values(), strict=True):
+        chosen = entry.get("selection")
+        value = f", {chosen['value']:.4f} there" if chosen and chosen["value"] is not None else ""
+        scored = (
+            f"the same as {entry['same_as'].replace('_', ' ')}"
+            if "same_as" in entry
+            else f"scored in {entry['seconds']:.0f} s"
+        )
+        lines.append(
+            f"  {label}: step {entry['step']} (epoch {entry['step'] / steps_per_epoch:.3g}), selected by "
+            f"{entry['selected_by']}{value}; {scored}"
+        )
     return lines
 
 
-def header(config: RunConfig, base: Base, counts: ParameterCounts, loaded: LoadedTask, steps: int) -> str:
+def header(
+    config: RunConfig,
+    base: Base,
+    counts: ParameterCounts,
+    loaded: LoadedTask,
+    start: Mapping[str, Any] | None,
+    steps: int,
+) -> str:
     """Returns what a run says before it starts."""
     share = 100 * counts.trained / counts.total
     sizes = ", ".join(
@@ -177,10 +223,14 @@ def header(config: RunConfig, base: Base, counts: ParameterCounts, loaded: Loade
         f"{config.method} on {config.task}, preset {config.preset}, seed {config.seed}",
         *([config.description] if config.description else []),
         f"model: {config.model} ({base.source}; sha256 {base.fingerprint[:12]})",
-        f"trained: {counts.trained:,} of {counts.total:,} parameters ({share:.3g} %)",
+        *(f"note: {note}" for note in base.notes),
+        *([f"start: {start_in_words(start)}"] if start else []),
+        f"trained: {counts.trained:,} of {counts.total:,} parameters ({share:.3g} %): adapter {counts.adapter:,}, "
+        f"norm {counts.norm:,}, head {counts.head:,}",
         f"data: {sizes}",
         f"steps: {steps} of {config.train.batch_size} examples; then the {config.split} split is scored",
     ]
+    lines += [f"warning: {warning}" for warning in loaded.warnings]
     if base.new_parameters:
         names = ", ".join(base.new_parameters[:4]) + (", ..." if len(base.new_parameters) > 4 else "")
         lines.append(f"not in the checkpoint, so they start at random: {names}")

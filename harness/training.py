@@ -12,24 +12,23 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from hadamard_core.accounting import trained_by_group
 from harness.checkpoint import CheckpointStore, History, trained_parameters
-from harness.config import TrainConfig
+from harness.config import RunConfig, TrainConfig
 from harness.console import Console
 from harness.errors import UserError
-from harness.order import Order, by_length, step_seed
-from harness.protocols import LoadedTask
-
-Features = Sequence[Mapping[str, Any]]
+from harness.order import Order, step_seed
+from harness.protocols import Rule
+from harness.workload import Features, Workload, lengths
 
 # points of the loss curve in the result: enough to draw it, few enough to read the file
 CURVE_POINTS = 200
@@ -66,10 +65,8 @@ def make_plan(features: Features, config: TrainConfig, seed: int, processes: int
 
 def train(
     model: nn.Module,
-    task: LoadedTask,
-    features: Features,
-    validation: Features,
-    config: TrainConfig,
+    workload: Workload,
+    run: RunConfig,
     plan: Plan,
     accelerator: Accelerator,
     store: CheckpointStore,
@@ -77,15 +74,14 @@ def train(
 ) -> History:
     """Trains in place what requires a gradient; goes on from the store's checkpoint if there is one.
 
-    Args:
-        validation: features whose loss selects the best step; empty if ``eval_every`` is never.
-
     Returns:
-        What happened. The model holds the parameters of the last step; those of the best are in ``store``.
+        What happened. The model holds the parameters of the last step; those that the task's rules select are in
+        ``store``.
 
     Raises:
         UserError: the loss is not finite, or the checkpoint cannot be used.
     """
+    task, config, rules = workload.task, run.train, run.task_settings.rules
     processes, rank = accelerator.num_processes, accelerator.process_index
     order, total = plan.order, plan.total
 
@@ -103,15 +99,15 @@ def train(
     with console.bar("training", total - history.step, "step") as bar:
         for step in range(history.step, total):
             seed_everything(step_seed(order.seed, step, rank))
-            learning_rate = config.learning_rate * schedule(config, step, total)
+            share = schedule(config, step, total)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = group["peak"] * share
 
             model.train()
             loss_sum, targets = torch.zeros((), device=accelerator.device), 0
             micro_batches = order.share(step, rank, processes, plan.micro_batch)
             for position, examples in enumerate(micro_batches):
-                batch = to_device(task.collate([features[example] for example in examples]), accelerator.device)
+                batch = workload.batch(examples, accelerator.device)
                 more_follow = position + 1 < len(micro_batches)
                 with accelerator.no_sync(model) if more_follow else nullcontext():
                     loss, count = task.loss(model, batch, label_smoothing=config.label_smoothing)
@@ -133,7 +129,7 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
 
-            history.step = step + 1
+            history.step, learning_rate = step + 1, config.learning_rate * share
             history.targets += targets
             open_sum, open_targets = history.open_loss
             history.open_loss = (open_sum + loss_sum, open_targets + targets)
@@ -145,25 +141,23 @@ def train(
             bar.set_postfix_str(f"loss {loss_sum / max(targets, 1):.3f}, learning rate {learning_rate:.2e}")
             bar.update(1)
 
-            evaluates = is_due(config.eval_every, history.step, order.steps_per_epoch, last)
-            is_best = False
-            if evaluates:
-                loss = validation_loss(bare, task, validation, 4 * plan.micro_batch, accelerator)
-                if not math.isfinite(loss):
-                    raise not_finite("validation loss", history.step, total, store)
-                entry = {"step": history.step, "loss": loss}
-                is_best = history.best is None or loss < history.best["loss"]
-                history.validation.append(entry)
-                history.best = entry if is_best else history.best
-                console.say(
-                    f"step {history.step} of {total}: validation loss {loss:.4f} a target (label smoothing off)"
-                )
-            if evaluates or last or history.step % config.save_every == 0:
+            measures = is_due(config.eval_every, history.step, order.steps_per_epoch, last)
+            if measures:
+                found = {
+                    split: workload.measure(bare, split, run.eval_batch_size, accelerator)
+                    for split in workload.measured
+                }
+                for split, metrics in found.items():
+                    if not math.isfinite(metrics.get("loss", 0.0)):
+                        raise not_finite(f"{split} loss", history.step, total, store)
+                    console.say(f"step {history.step} of {total}: {describe(split, metrics)}")
+                select(rules, found, history)
+            if measures or last or history.step % config.save_every == 0:
                 if not all(bool(parameter.isfinite().all()) for parameter in parameters):
                     raise not_finite("value of a trained parameter", history.step, total, store)
                 history.seconds = time.monotonic() - started
                 if accelerator.is_main_process:
-                    store.save(bare, optimizer.optimizer, history, is_best=is_best)
+                    store.save(bare, optimizer.optimizer, history)
     return history
 
 
@@ -187,20 +181,29 @@ def micro_batch_size(config: TrainConfig, processes: int) -> int:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.AdamW:
-    """Returns AdamW over what requires a gradient; biases and the parameters of normalisation layers do not decay."""
-    decayed, plain = [], []
-    for module in model.modules():
-        is_norm = "norm" in type(module).__name__.lower()
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
-                (plain if is_norm or name == "bias" else decayed).append(parameter)
-    groups = [
-        {"params": list(dict.fromkeys(decayed)), "weight_decay": config.weight_decay},
-        {"params": list(dict.fromkeys(plain)), "weight_decay": 0.0},
-    ]
+    """Returns AdamW over what requires a gradient; biases and the parameters of normalisation layers do not decay.
+
+    A group's ``peak`` is its learning rate after the warmup.
+    """
+    undecayed = {
+        parameter
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if name == "bias" or "norm" in type(module).__name__.lower()
+    }
+    rates = dict.fromkeys(("adapter", "norm", "head"), config.learning_rate)
+    if config.head_learning_rate is not None:
+        rates["head"] = config.head_learning_rate
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for group, parameters in trained_by_group(model).items():
+        for parameter in parameters:
+            decay = 0.0 if parameter in undecayed else config.weight_decay
+            groups.setdefault((rates[group], decay), []).append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
+        [
+            {"params": parameters, "lr": rate, "peak": rate, "weight_decay": decay}
+            for (rate, decay), parameters in groups.items()
+        ],
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
         fused=device.type in ("cpu", "cuda"),
@@ -226,20 +229,22 @@ def is_due(every: int | str, step: int, steps_per_epoch: int, last: bool) -> boo
     return last or step % (steps_per_epoch if every == "epoch" else int(every)) == 0
 
 
-def validation_loss(
-    model: nn.Module, task: LoadedTask, features: Features, batch_size: int, accelerator: Accelerator
-) -> float:
-    """Returns the mean loss over all targets of the split."""
-    model.eval()
-    batches = by_length(lengths(features), batch_size)[accelerator.process_index :: accelerator.num_processes]
-    loss_sum, targets = torch.zeros((), device=accelerator.device), 0
-    with torch.no_grad():
-        for examples in batches:
-            batch = to_device(task.collate([features[example] for example in examples]), accelerator.device)
-            loss, count = task.loss(model, batch, label_smoothing=0.0)
-            loss_sum, targets = loss_sum + loss.float(), targets + count
-    loss_sum, targets = global_sums(accelerator, loss_sum, targets)
-    return loss_sum / max(targets, 1)
+def select(rules: Mapping[str, Rule], found: Mapping[str, Mapping[str, float]], history: History) -> None:
+    """Notes what was measured at ``history.step``, and which of the rules select it."""
+    finite = {
+        split: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        for split, metrics in found.items()
+    }
+    history.measurements.append({"step": history.step, **finite})
+    for name, rule in rules.items():
+        value = finite[rule.split][rule.metric]
+        if name not in history.best or rule.prefers(value, history.best[name]["value"]):
+            history.best[name] = {"step": history.step, "value": value}
+
+
+def describe(split: str, metrics: Mapping[str, float]) -> str:
+    """Returns ``validation loss 0.4301, accuracy 0.8125``."""
+    return f"{split.replace('_', ' ')} " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def global_sums(accelerator: Accelerator, loss_sum: Tensor, targets: Tensor | int) -> tuple[float, int]:
@@ -266,18 +271,9 @@ def seed_everything(seed: int) -> None:
 
 
 def fingerprint(features: Features) -> str:
-    """Returns the sha256 of all examples' tokens."""
+    """Returns the sha256 of all examples' tokens and labels."""
     digest = hashlib.sha256()
     for feature in features:
         digest.update(np.asarray(feature["input_ids"], dtype=np.int64).tobytes() + b"/")
+        digest.update(f"{feature.get('labels')}/".encode())
     return digest.hexdigest()
-
-
-def lengths(features: Features) -> tuple[int, ...]:
-    """Returns the number of tokens of each example."""
-    return tuple(len(feature["input_ids"]) for feature in features)
-
-
-def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Returns the batch on the device."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -11,25 +11,24 @@ larger one's.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from benchmarks.e2e import decoding, metrics
 from benchmarks.e2e.data import Example, group_by_meaning_representation, load_split
 from benchmarks.e2e.encoding import IGNORED, InputForm, encode_example, encode_prompt, right_pad
 from harness.config import DataConfig
 from harness.errors import UserError
-from harness.protocols import Evaluation, Progress
-
-T = TypeVar("T")
+from harness.protocols import Evaluation, Progress, Rule
+from harness.subsets import subset
 
 EVALUATION_SEED = 0
 """Draws the evaluation subsets; another number would make scores of limited runs another measurement."""
@@ -43,6 +42,8 @@ class E2E:
     task_type: ClassVar[str] = "CAUSAL_LM"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     recipes: ClassVar[Path] = Path(__file__).parent / "recipes"
+    scored_splits: ClassVar[tuple[str, ...]] = ("validation", "test")
+    rules: ClassVar[Mapping[str, Rule]] = {"best": Rule("validation", "loss", False, "lowest validation loss")}
 
     input_form: InputForm = "lora"
     """What the model is given: lora, as the LoRA repository has it (name : X | Type : Y), or mr, as published."""
@@ -54,11 +55,9 @@ class E2E:
     """No text may hold the same run of so many tokens twice; the prompt does not count. 0 allows all."""
     max_new_tokens: int = 64
     """A text is cut after so many tokens; of the test split's references 0.1 % are longer (SmolLM2's tokens)."""
-    eval_batch_size: int = 8
-    """Inputs decoded together, with num_beams texts each; changes time and memory, not the texts."""
 
     def __post_init__(self) -> None:
-        for name in ("num_beams", "max_new_tokens", "eval_batch_size"):
+        for name in ("num_beams", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--task.{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
         if not (math.isfinite(self.length_penalty) and self.length_penalty >= 0):
@@ -87,21 +86,34 @@ class E2E:
         return LoadedE2E(self, rows, decoded, facts(self, available, rows, decoded, seed))
 
 
-SPLIT_FILES = {"train": "train", "validation": "dev", "test": "test"}
+def token_losses(
+    model: nn.Module, batch: Mapping[str, Tensor], reduction: str, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Returns the cross entropies and their targets (examples, positions), some of which are ``IGNORED``.
 
-
-def subset(items: Sequence[T], limit: int | None, seed: int) -> list[T]:
-    """Returns ``limit`` of the items in their own order: those whose position hashes lowest.
-
-    A hash rather than a generator, so that the subset is the same on every Python and a part of any larger subset.
+    The output layer runs only on positions that predict a target in some row of the batch: more than half of all
+    tokens are prompt.
     """
-    if limit is None or limit >= len(items):
-        return list(items)
+    targets = batch["labels"][:, 1:]
+    positions = (targets != IGNORED).any(dim=0).nonzero()[:, 0]
+    output = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        use_cache=False,
+        logits_to_keep=positions,
+    )
+    targets = targets[:, positions]
+    losses = F.cross_entropy(
+        output.logits.float().flatten(0, 1),
+        targets.flatten(),
+        ignore_index=IGNORED,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )
+    return losses, targets
 
-    def rank(position: int) -> bytes:
-        return hashlib.sha256(f"{seed}/{position}".encode()).digest()
 
-    return [items[position] for position in sorted(sorted(range(len(items)), key=rank)[:limit])]
+SPLIT_FILES = {"train": "train", "validation": "dev", "test": "test"}
 
 
 def facts(
@@ -149,9 +161,10 @@ class LoadedE2E:
     rows: Mapping[str, Sequence[Example]]
     decoded: Mapping[str, Mapping[str, Sequence[str]]]
     facts: Mapping[str, Any]
+    warnings: Sequence[str] = ()
 
-    def model_kwargs(self) -> Mapping[str, Any]:
-        """A language model needs no extra arguments."""
+    def model_kwargs(self, checkpoint: PreTrainedConfig | None) -> Mapping[str, Any]:
+        """A language model needs nothing to be set."""
         return {}
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, split: str) -> list[dict[str, list[int]]]:
@@ -185,40 +198,32 @@ class LoadedE2E:
                 )
         return features
 
-    def collate(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def collate(self, tokenizer: PreTrainedTokenizerBase, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Pads on the right."""
         return right_pad(features)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor], *, label_smoothing: float) -> tuple[Tensor, Tensor]:
         """Returns the sum of the cross entropies of completions and end tokens, and their number.
 
-        The output layer runs only on positions that predict a target in some row of the batch: more than half of all
-        tokens are prompt.
-
         Args:
             label_smoothing: as in torch's ``cross_entropy``: this share of the target's probability is spread evenly
                 over the whole vocabulary, the target included.
         """
-        targets = batch["labels"][:, 1:]
-        positions = (targets != IGNORED).any(dim=0).nonzero()[:, 0]
-        output = model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            use_cache=False,
-            logits_to_keep=positions,
-        )
-        targets = targets[:, positions]
-        loss = F.cross_entropy(
-            output.logits.float().flatten(0, 1),
-            targets.flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-            label_smoothing=label_smoothing,
-        )
-        return loss, (targets != IGNORED).sum()
+        losses, targets = token_losses(model, batch, "sum", label_smoothing)
+        return losses, (targets != IGNORED).sum()
+
+    def measure(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Returns each example's sum of losses, without smoothing, and its number of targets."""
+        losses, targets = token_losses(model, batch, "none", 0.0)
+        return torch.stack([losses.view(targets.shape).sum(1), (targets != IGNORED).sum(1).float()], dim=1)
+
+    def summarise(self, split: str, rows: Tensor) -> Mapping[str, float]:
+        """Returns the mean loss over all targets."""
+        losses, targets = rows.sum(0).tolist()
+        return {"loss": losses / targets}
 
     def evaluate(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, split: str, progress: Progress
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, split: str, batch_size: int, progress: Progress
     ) -> Evaluation:
         """Decodes each distinct MR once and scores the texts against all references of their MRs."""
         groups = self.decoded[split]
@@ -226,7 +231,7 @@ class LoadedE2E:
         search = decoding.BeamSearch(
             self.task.num_beams, self.task.length_penalty, self.task.no_repeat_ngram_size, self.task.max_new_tokens
         )
-        texts = decoding.decode(model, tokenizer, prompts, search, self.task.eval_batch_size, progress)
+        texts = decoding.decode(model, tokenizer, prompts, search, batch_size, progress)
         with progress.bar("scoring", total=len(texts), unit="text") as bar:
             scored = 0
 

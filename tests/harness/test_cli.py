@@ -74,7 +74,7 @@ def test_lora_refuses_what_means_nothing_and_names_the_flag_once(name, value):
         ({"train": {"schedule": "square"}}, "it must be linear or cosine or constant"),
         ({"train": {"gradient_checkpointing": 1}}, "it must be true or false"),
         ({"train": {"epochs": 1, "max_steps": 1}}, "train has both epochs and max_steps"),
-        ({"score": "last"}, "score is 'last': it must be a list of: last or best"),
+        ({"score": "last"}, "score is 'last': it must be a list of: a text"),
         ({"train": 3}, "train must be a table"),
         ({"methods": {"full": 3}}, "methods.full must be a table"),
         ({"task": {"longest": 0}}, "a text has at least 1 letter"),

@@ -13,13 +13,13 @@ import pytest
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
-from harness import models
+from harness import hub, models
 from harness.errors import UserError
 
 # the HTTP library of the hub's client, whichever of its versions that is
-HTTP = importlib.import_module(models.HTTP_ERROR.__module__.partition(".")[0])
+HTTP = importlib.import_module(hub.HTTP_ERROR.__module__.partition(".")[0])
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def find(tiny_model):
 
     def run(name: str = str(tiny_model), auto_class: str = "AutoModelForCausalLM", **settings) -> models.Base:
         said: list[str] = []
-        return models.find(name, auto_class, 0, {}, say=said.append, **settings)
+        return models.find(name, auto_class, 0, say=said.append, **settings)
 
     return run
 
@@ -61,10 +61,11 @@ def test_a_head_that_the_checkpoint_lacks_is_named_and_starts_equally(find):
     assert torch.equal(first.get_parameter("score.weight"), second.get_parameter("score.weight"))
 
 
-def test_a_pooler_may_be_new(find, tmp_path):
+def test_a_pooler_may_be_new(find, tiny_model, tmp_path):
     """A BERT that was trained to fill in words has none."""
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    BertForMaskedLM(BertConfig(vocab_size=5, **sizes)).save_pretrained(tmp_path / "bert")
+    BertForMaskedLM(BertConfig(vocab_size=10, **sizes)).save_pretrained(tmp_path / "bert")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "bert")
     base = find(str(tmp_path / "bert"), auto_class="AutoModelForSequenceClassification")
     base.fresh()
     assert base.new_parameters == (

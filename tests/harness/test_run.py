@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import training
 from harness.console import Console, LineBar
+from harness.workload import Workload
 
 OUT = Path("out")
 
@@ -26,7 +26,7 @@ def test_the_run_directory_holds_what_is_promised(run_here, arguments):
     assert {"config.toml", "result.json", "predictions.jsonl", "adapter/adapter_model.safetensors"} <= names
     assert not any(name.startswith((".", "checkpoint")) or ".new" in name for name in names)
     result = json.loads((OUT / "result.json").read_text())
-    assert result["schema_version"] == 1
+    assert result["schema_version"] == 2
     assert result["parameters"]["adapter"] == result["parameters"]["trained"] == 256
     assert result["model"]["sha256"]
     assert result["evaluations"]["last"]["selected_by"] == "the last step"
@@ -46,7 +46,7 @@ def test_what_is_scored_was_read_from_disk(run_here, arguments, what_counts):
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_best_and_last_are_scored_apart(method, run_here, arguments, monkeypatch):
     losses = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(training, "validation_loss", lambda *_: next(losses))
+    monkeypatch.setattr(Workload, "measure", lambda *_: {"loss": next(losses)})
     result = json.loads(run_here(arguments("--json", "--train.learning-rate", "0.1", method=method))[1])
     best, last = result["evaluations"]["best"], result["evaluations"]["last"]
     assert (best["step"], last["step"]) == (6, 8)
@@ -56,11 +56,12 @@ def test_best_and_last_are_scored_apart(method, run_here, arguments, monkeypatch
 
 def test_equal_parameters_are_scored_once(run_here, arguments):
     result = json.loads(run_here(arguments("--json", "--train.eval-every", "100"))[1])
-    assert result["evaluations"]["best"] == {
-        "selected_by": "lowest validation loss",
-        "step": 8,
-        "same_as": "last",
-    }
+    best, last = result["evaluations"]["best"], result["evaluations"]["last"]
+    assert (best["same_as"], best["step"]) == ("last", 8)
+    assert best["selected_by"] == "lowest validation loss"
+    assert best["metrics"] == last["metrics"]
+    assert best["selection"]["value"] == result["train"]["measurements"][-1]["validation"]["loss"]
+    assert {path.name for path in OUT.glob("predictions*")} == {"predictions.jsonl"}
 
 
 def test_json_is_one_line_and_nothing_else_is_on_stdout(run_module, arguments):

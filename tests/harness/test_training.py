@@ -38,12 +38,12 @@ def load_outcome(folder: Path):
 def assert_same_training(ours, theirs):
     for name, tensor in theirs[0].items():
         torch.testing.assert_close(ours[0][name], tensor, **TOLERANCE)
-    for curve in ("loss_curve", "validation_curve"):
-        assert [point["step"] for point in ours[1]["train"][curve]] == [
-            point["step"] for point in theirs[1]["train"][curve]
-        ]
-        for our, their in zip(ours[1]["train"][curve], theirs[1]["train"][curve], strict=True):
-            assert our["loss"] == pytest.approx(their["loss"], rel=1e-5)
+    for our, their in zip(ours[1]["train"]["loss_curve"], theirs[1]["train"]["loss_curve"], strict=True):
+        assert (our["step"], our["learning_rate"]) == (their["step"], their["learning_rate"])
+        assert our["loss"] == pytest.approx(their["loss"], rel=1e-5)
+    for our, their in zip(ours[1]["train"]["measurements"], theirs[1]["train"]["measurements"], strict=True):
+        assert our["step"] == their["step"]
+        assert our["validation"] == pytest.approx(their["validation"], rel=1e-5)
     assert ours[1]["train"]["targets"] == theirs[1]["train"]["targets"]
 
 
@@ -111,7 +111,7 @@ def test_epochs_replace_the_recipe_s_steps(trained):
     _, result = trained("--train.epochs", "1.5")
     assert result["train"]["steps"] == 9  # 24 examples in batches of 4
     _, result = trained("--preset", "epochs")
-    assert [point["step"] for point in result["train"]["validation_curve"]] == [3, 6]
+    assert [point["step"] for point in result["train"]["measurements"]] == [3, 6]
 
 
 class TestOrder:

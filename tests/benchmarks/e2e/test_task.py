@@ -32,7 +32,7 @@ GROUPS = {
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedE2E:
-    settings = E2E(num_beams=2, max_new_tokens=6, eval_batch_size=2)
+    settings = E2E(num_beams=2, max_new_tokens=6)
     return LoadedE2E(settings, {"train": ROWS, "validation": ROWS[:2]}, {"test": GROUPS, "validation": GROUPS}, {})
 
 
@@ -50,7 +50,7 @@ def test_loss_is_the_sum_over_completions_and_end_tokens(model, tokenizer, loade
             expected -= (1 - label_smoothing) * log_p[position - 1, ids[position]] + label_smoothing * spread
             targets += 1
         assert ids[-1] == tokenizer.eos_token_id
-    loss, count = loaded.loss(model, loaded.collate(features), label_smoothing=label_smoothing)
+    loss, count = loaded.loss(model, loaded.collate(tokenizer, features), label_smoothing=label_smoothing)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)  # the loss is taken in float32
     assert loss.ndim == 0
     assert (int(count), count.dtype) == (targets, torch.int64)
@@ -89,15 +89,15 @@ def test_what_a_preset_says_of_itself_holds_whatever_a_flag_changes():
 def test_loss_does_not_see_what_the_prompt_predicts(model, tokenizer, loaded):
     """Gradients flow through the prompt, but an example whose completion is cut off adds nothing."""
     features = loaded.encode(tokenizer, "train")
-    whole, count = loaded.loss(model, loaded.collate(features[:2]), label_smoothing=0.0)
+    whole, count = loaded.loss(model, loaded.collate(tokenizer, features[:2]), label_smoothing=0.0)
     silent = {"input_ids": features[2]["input_ids"], "labels": [IGNORED] * len(features[2]["labels"])}
-    padded, same_count = loaded.loss(model, loaded.collate([*features[:2], silent]), label_smoothing=0.0)
+    padded, same_count = loaded.loss(model, loaded.collate(tokenizer, [*features[:2], silent]), label_smoothing=0.0)
     torch.testing.assert_close(padded, whole, rtol=1e-5, atol=0)
     assert count == same_count
 
 
 def test_loss_is_the_same_through_a_peft_wrapper(model, tokenizer, loaded):
-    batch = loaded.collate(loaded.encode(tokenizer, "train"))
+    batch = loaded.collate(tokenizer, loaded.encode(tokenizer, "train"))
     expected, _ = loaded.loss(model, batch, label_smoothing=0.1)
     name = "c_attn" if model.config.model_type == "gpt2" else "q_proj"
     adapted = get_peft_model(
@@ -120,7 +120,7 @@ def test_each_distinct_meaning_representation_is_decoded_once(model, tokenizer, 
         return metrics.Scores({"bleu": 0.5}, {"meteor": "no Java"}, {"bleu": "signature"})
 
     monkeypatch.setattr(metrics, "score", score)
-    evaluation = loaded.evaluate(model, tokenizer, "test", progress)
+    evaluation = loaded.evaluate(model, tokenizer, "test", 2, progress)
     assert [line["meaning_representation"] for line in evaluation.predictions] == list(GROUPS)
     assert [line["references"] for line in evaluation.predictions] == list(GROUPS.values()) == seen["references"]
     assert [line["hypothesis"] for line in evaluation.predictions] == seen["hypotheses"]
@@ -172,7 +172,6 @@ def test_the_subset_is_pinned():
     [
         ("num_beams", 0),
         ("max_new_tokens", 0),
-        ("eval_batch_size", 0),
         ("length_penalty", -0.1),
         ("length_penalty", float("nan")),
         ("no_repeat_ngram_size", -1),

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from harness.methods import Lora
-from harness.protocols import Evaluation
+from harness.protocols import Evaluation, Rule
 
 LETTERS = "abcdefgh"
 IGNORED = -100
@@ -41,6 +41,8 @@ class Toy:
     task_type: ClassVar[str] = "CAUSAL_LM"
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     recipes: ClassVar[Path] = Path(__file__).parent / "toy_recipes"
+    scored_splits: ClassVar[tuple[str, ...]] = ("validation", "test")
+    rules: ClassVar[dict[str, Rule]] = {"best": Rule("validation", "loss", False, "lowest validation loss")}
 
     longest: int = 4
     """Letters in the longest text."""
@@ -65,9 +67,10 @@ class LoadedToy:
             "test": texts[train + evaluation :],
         }
         self.facts = {"source": "made up", "train": train, "validation": evaluation, "test": evaluation}
+        self.warnings = ()
         self.losses = 0
 
-    def model_kwargs(self):
+    def model_kwargs(self, checkpoint):
         return {}
 
     def encode(self, tokenizer, split):
@@ -79,7 +82,7 @@ class LoadedToy:
             for text in self.texts[split]
         ]
 
-    def collate(self, features):
+    def collate(self, tokenizer, features):
         length = max(len(feature["input_ids"]) for feature in features)
         ids = torch.zeros(len(features), length, dtype=torch.long)
         labels, mask = torch.full_like(ids, IGNORED), torch.zeros_like(ids)
@@ -90,16 +93,27 @@ class LoadedToy:
             labels[row, feature["prompt"] : size] = ids[row, feature["prompt"] : size]
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
-    def loss(self, model, batch, *, label_smoothing):
+    def losses_of(self, model, batch, reduction, label_smoothing):
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
         labels = batch["labels"][:, 1:]
         loss = functional.cross_entropy(
             logits.flatten(0, 1).float(),
             labels.flatten(),
             ignore_index=IGNORED,
-            reduction="sum",
+            reduction=reduction,
             label_smoothing=label_smoothing,
         )
+        return loss, labels
+
+    def measure(self, model, batch):
+        losses, labels = self.losses_of(model, batch, "none", 0.0)
+        return torch.stack([losses.view(labels.shape).sum(1), (labels != IGNORED).sum(1).float()], dim=1)
+
+    def summarise(self, split, rows):
+        return {"loss": float(rows[:, 0].sum() / rows[:, 1].sum())}
+
+    def loss(self, model, batch, *, label_smoothing):
+        loss, labels = self.losses_of(model, batch, "sum", label_smoothing)
         if torch.is_grad_enabled():
             self.losses += 1
             fault = os.environ.get("TOY_FAULT")
@@ -111,7 +125,7 @@ class LoadedToy:
                 loss = loss * float("nan")
         return loss, (labels != IGNORED).sum()
 
-    def evaluate(self, model, tokenizer, split, progress):
+    def evaluate(self, model, tokenizer, split, batch_size, progress):
         if os.environ.get("TOY_FAULT") == "kill-evaluate":
             os.kill(os.getpid(), signal.SIGKILL)
         if os.environ.get("TOY_FAULT") == "noise":
@@ -121,7 +135,7 @@ class LoadedToy:
         predictions, right, log_likelihood = [], 0, 0.0
         with progress.bar("scoring", len(features), "text") as bar:
             for text, feature in zip(self.texts[split], features, strict=True):
-                batch = {name: tensor.to(model.device) for name, tensor in self.collate([feature]).items()}
+                batch = {name: tensor.to(model.device) for name, tensor in self.collate(tokenizer, [feature]).items()}
                 loss, _ = self.loss(model, batch, label_smoothing=0.0)
                 guess = model(input_ids=batch["input_ids"]).logits[0, feature["prompt"] - 1 : -1].argmax(-1).tolist()
                 right += guess == feature["input_ids"][feature["prompt"] :]

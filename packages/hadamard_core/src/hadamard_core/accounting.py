@@ -18,7 +18,8 @@ class ParameterCounts:
         adapter: trained, and neither norm nor head: the method's own, and whatever else of the backbone it trains.
             Full fine-tuning has its whole backbone here, less the norms.
         norm: trained, in a norm of the backbone or in peft's trained copy of one.
-        head: trained, and outside the backbone of a transformers model, or saved whole by peft's `modules_to_save`.
+        head: trained, and outside the backbone of a transformers model, or its pooler, or saved whole by peft's
+            `modules_to_save`.
         frozen: of the base model, and not trained. The original that peft keeps beside a trained copy, and adapters
             and copies that do not train, are left out.
     """
@@ -52,6 +53,17 @@ def count_parameters(model: nn.Module) -> ParameterCounts:
     return ParameterCounts(**counts)
 
 
+def trained_by_group(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The parameters that require a gradient, each once, by the groups of :class:`ParameterCounts`."""
+    groups: dict[str, list[nn.Parameter]] = {"adapter": [], "norm": [], "head": []}
+    seen: set[nn.Parameter] = set()
+    for group, _, parameter in _grouped_parameters(model, "adapter", is_base=True):
+        if parameter.requires_grad and parameter not in seen:
+            seen.add(parameter)
+            groups[group].append(parameter)
+    return groups
+
+
 def _grouped_parameters(module: nn.Module, group: str, is_base: bool) -> Iterator[tuple[str, bool, nn.Parameter]]:
     """Each parameter below `module`, with the group it is in if it trains, and whether the base model counts it."""
     if group == "adapter" and _is_norm(module):
@@ -80,6 +92,8 @@ def _is_norm(module: nn.Module) -> bool:
 def _is_head(child: nn.Module, model: PreTrainedModel) -> bool:
     if model.base_model is not model:
         return child is not model.base_model
+    if child is getattr(model, "pooler", None):  # it serves the head alone
+        return True
     return child is model.get_output_embeddings()  # T5 keeps its head beside its stacks
 
 

@@ -6,6 +6,7 @@ method's settings. For a peft method this base class does the rest.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -35,8 +36,11 @@ class PeftMethod:
         """
         raise NotImplementedError
 
-    def apply(self, model: PreTrainedModel, task_type: str) -> PeftModel:
-        return get_peft_model(model, self.peft_config(model, task_type))
+    def apply(self, model: PreTrainedModel, task_type: str, modules_to_save: Sequence[str] = ()) -> PeftModel:
+        config = self.peft_config(model, task_type)
+        if modules_to_save:
+            config.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *modules_to_save]))
+        return get_peft_model(model, config)
 
     def save(self, model: PeftModel, directory: Path) -> None:
         model.save_pretrained(str(directory))

@@ -1,0 +1,163 @@
+"""What the harness's training loop costs over a bare one: ``python -m benchmarks.efficiency.harness_throughput``.
+
+The bare loop is what one would write by hand for one process: forward, backward, clipping, AdamW, over batches that are
+already padded. The harness runs its own loop on the same model, the same batches in the same order and the same
+optimiser, with its padding, sums over processes, checks for divergence and checkpoints. They run in turn, each as often
+first as the other; the figure is the median of the ratios of a turn. Both end with the same parameters, which is
+checked: a loop that does less is no floor.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from accelerate import Accelerator
+from torch import nn
+
+from harness import models, recipes
+from harness.checkpoint import CheckpointStore, trained_parameters
+from harness.config import RunConfig
+from harness.console import Console
+from harness.order import step_seed
+from harness.run import quieten_libraries
+from harness.training import Plan, make_plan, schedule, seed_everything, train
+from harness.workload import Workload
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Measures the throughput of the harness's training loop over that of a bare PyTorch loop."""
+
+    data_dir: Path | None = None
+    """Folder with the task's data; its own copy, or the hub, if not given."""
+    task: str = "cola"
+    """A task of the harness."""
+    preset: str = "quick"
+    """The recipe that gives model, batch size and the rest."""
+    method: str = "hut"
+    """A method of the harness."""
+    steps: int = 50
+    """Optimiser steps of each loop in a turn."""
+    turns: int = 10
+    """Measured turns; in each, both loops run once."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the result as one line of JSON."""
+
+
+def prepare(settings: Settings) -> tuple[RunConfig, nn.Module, Workload, Plan]:
+    """Returns configuration, adapted model, data and batches of the recipe, cut to the number of steps."""
+    config = recipes.build(settings.method, settings.task, settings.preset)
+    training = replace(config.train, max_steps=settings.steps, eval_every="never")
+    config = replace(config, data=replace(config.data, dir=settings.data_dir), train=training)
+    loaded = config.task_settings.load(config.data, config.seed)
+    base = models.find(config.model, config.task_settings.auto_class, config.seed, say=print)
+    base.model_kwargs = loaded.model_kwargs(base.checkpoint_config())
+    fresh = base.fresh(config.train.model_dropout)
+    model = config.method_settings.apply(fresh, config.task_settings.task_type, base.modules_to_save(fresh))
+    tokenizer = base.tokenizer()
+    workload = Workload(loaded, tokenizer, loaded.encode(tokenizer, "train"), {})
+    return config, model, workload, make_plan(workload.train, config.train, config.seed, processes=1)
+
+
+def bare_loop(model: nn.Module, config: RunConfig, workload: Workload, plan: Plan, device: torch.device) -> float:
+    """Returns the seconds of the loop that one would write by hand."""
+    model.to(device)
+    batches = [workload.batch(plan.order.batch(step), device) for step in range(plan.total)]
+    trained = list(trained_parameters(model).values())
+    options = config.train
+    optimizer = torch.optim.AdamW(
+        trained,
+        betas=(options.adam_beta1, options.adam_beta2),
+        eps=options.adam_epsilon,
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+    model.train()
+    started = time.perf_counter()
+    for step, batch in enumerate(batches):
+        seed_everything(step_seed(config.seed, step, 0))
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate * schedule(options, step, plan.total)
+        loss, count = workload.task.loss(model, batch, label_smoothing=options.label_smoothing)
+        (loss / count).backward()
+        if options.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def harness_loop(
+    model: nn.Module, config: RunConfig, workload: Workload, plan: Plan, accelerator: Accelerator
+) -> float:
+    """Returns the seconds of the harness's loop, checkpoints included."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = CheckpointStore(Path(folder) / "checkpoint", {})
+        model.to(accelerator.device)
+        started = time.perf_counter()
+        train(model, workload, config, plan, accelerator, store, Console(speaks=False))
+        synchronize(accelerator.device)
+        return time.perf_counter() - started
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def compare(settings: Settings) -> dict[str, float]:
+    """Returns the medians over turns: seconds of each loop, and the harness's throughput over the bare loop's."""
+    config, model, workload, plan = prepare(settings)
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    turns = []
+    for turn in range(settings.turns + 1):
+        bare, ours = copy.deepcopy(model), copy.deepcopy(model)
+        seconds: dict[str, float] = {}
+        for name in ("bare", "harness") if turn % 2 else ("harness", "bare"):
+            if name == "bare":
+                seconds[name] = bare_loop(bare, config, workload, plan, accelerator.device)
+            else:
+                seconds[name] = harness_loop(ours, config, workload, plan, accelerator)
+        theirs = trained_parameters(bare)
+        for name, parameter in trained_parameters(ours).items():
+            torch.testing.assert_close(parameter, theirs[name], rtol=1e-3, atol=1e-4)
+        if turn:  # the first one warms up
+            turns.append(seconds)
+    return {
+        "bare_seconds": statistics.median(turn["bare"] for turn in turns),
+        "harness_seconds": statistics.median(turn["harness"] for turn in turns),
+        "throughput_ratio": statistics.median(turn["bare"] / turn["harness"] for turn in turns),
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    settings = tyro.cli(Settings, args=argv, prog="python -m benchmarks.efficiency.harness_throughput")
+    quieten_libraries()
+    found = compare(settings)
+    if settings.json:
+        print(json.dumps({**found, "settings": {name: str(value) for name, value in vars(settings).items()}}))
+        return 0
+    print(
+        f"{settings.method} on {settings.task}, preset {settings.preset}: {settings.steps} steps a loop, medians of "
+        f"{settings.turns} interleaved turns, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+        f"bare loop {found['bare_seconds']:.2f} s, harness {found['harness_seconds']:.2f} s; throughput of the harness "
+        f"over the bare loop: {found['throughput_ratio']:.3f}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,73 @@
+"""``--init-from``: a run starts from the parameters that another one trained, as LoRA's runs on MRPC, RTE and STS-B
+start from MNLI (Hu et al., arXiv 2106.09685, section 5.1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hadamard_core.accounting import trained_by_group
+from harness import result
+from harness.config import RunConfig
+from harness.errors import UserError
+from harness.models import Base
+
+
+def copy_trained(config: RunConfig, base: Base, model: nn.Module) -> dict[str, Any]:
+    """Copies into ``model`` what the run of ``--init-from`` trained; the head starts afresh.
+
+    Returns:
+        What the result says of it.
+
+    Raises:
+        UserError: there is no finished run, or it is of another method, model or shape.
+    """
+    directory = config.init_from
+    assert directory is not None
+    where = f"--init-from {directory}"
+    if not (directory / "result.json").is_file():
+        raise UserError(f"{where}: there is no result.json: give the directory of a finished run")
+    stored = result.read(directory / "result.json")
+    if stored["method"]["name"] != config.method:
+        raise UserError(f"{where} is a run of --method {stored['method']['name']} and this one of {config.method}")
+    if stored["model"]["sha256"] != base.fingerprint:
+        raise UserError(f"{where} is a run on other weights, {stored['model']['name']}: give the same --model")
+    donor = replace(base, model_kwargs=stored["model"]["arguments"], new_head=True)
+    loaded = dict(config.method_settings.load(donor.fresh(), directory / "adapter").named_parameters())
+    head = {id(parameter) for parameter in trained_by_group(model)["head"]}
+    copied = 0
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad or id(parameter) in head:
+                continue
+            there = tuple(loaded[name].shape) if name in loaded else "missing"
+            if there != tuple(parameter.shape):
+                raise UserError(
+                    f"{where}: {name} is {there} there and {tuple(parameter.shape)} here: give the --method settings "
+                    "of that run"
+                )
+            parameter.copy_(loaded[name])
+            copied += parameter.numel()
+    which, entry = next(iter(stored["evaluations"].items()))
+    return {
+        "task": stored["task"]["name"],
+        "preset": stored["preset"],
+        "seed": stored["seed"],
+        "parameters": which,
+        "step": entry["step"],
+        "copied": copied,
+        "sha256": _sha256(directory / "adapter"),
+    }
+
+
+def _sha256(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,63 @@
+"""Several seeds of one configuration: what their results have in common, and how far they spread."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.result import SCHEMA_VERSION
+from harness.rundir import RunDirectory
+
+Results = Sequence[Mapping[str, Any]]
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Returns mean, standard deviation (of a sample: n - 1; None for one value), median, least and greatest."""
+    return {
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+    }
+
+
+def make(results: Results) -> dict[str, Any]:
+    """Returns the seeds' results and, by way of selection and metric, their spread and how many seeds have a value."""
+    evaluations: dict[str, dict[str, Any]] = {}
+    for which in results[0]["evaluations"]:
+        entries = [result["evaluations"][which] for result in results]
+        names = dict.fromkeys(name for entry in entries for name in entry["metrics"])
+        evaluations[which] = {"selected_by": entries[0]["selected_by"], "metrics": {}}
+        for name in names:
+            values = [entry["metrics"][name] for entry in entries if name in entry["metrics"]]
+            evaluations[which]["metrics"][name] = {**spread(values), "seeds": len(values), "values": values}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "seeds": [result["seed"] for result in results],
+        "summary": evaluations,
+        "results": list(results),
+    }
+
+
+def table(results: Results, directories: Sequence[RunDirectory]) -> str:
+    """Returns the summary for a person."""
+    summary, first = make(results), results[0]
+    entry = next(iter(first["evaluations"].values()))
+    seeds = " ".join(map(str, summary["seeds"]))
+    lines = [
+        f"{first['method']['name']} on {first['task']['name']} (version {first['task']['version']}), "
+        f"preset {first['preset']}, model {first['model']['name']}, {len(results)} seeds ({seeds})",
+        f"{entry['split']} split, {entry['examples']:,} examples; std over seeds with n - 1",
+    ]
+    names = {name for found in summary["summary"].values() for name in found["metrics"]}
+    width = max(map(len, names), default=0)
+    for which, found in summary["summary"].items():
+        lines += ["", f"{which.replace('_', ' ')}: selected by {found['selected_by']}"]
+        lines.append(f"  {'':<{width}}  {'mean':>8}  {'std':>8}  {'median':>8}  {'min':>8}  {'max':>8}  seeds")
+        for name, values in found["metrics"].items():
+            cells = [values[key] for key in ("mean", "std", "median", "min", "max")]
+            shown = "  ".join(f"{'-' if cell is None else format(cell, '.4f'):>8}" for cell in cells)
+            lines.append(f"  {name:<{width}}  {shown}  {values['seeds']:>5}")
+    return "\n".join([*lines, "", *(f"files: {directory.path}" for directory in directories)])
