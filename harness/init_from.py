@@ -14,9 +14,9 @@ from torch import nn
 
 from hadamard_core.accounting import trained_by_group
 from harness import result
+from harness.base import Base
 from harness.config import RunConfig
 from harness.errors import UserError
-from harness.models import Base
 
 
 def copy_trained(config: RunConfig, base: Base, model: nn.Module) -> dict[str, Any]:

@@ -19,10 +19,10 @@ import torch
 
 from hadamard_core.accounting import ParameterCounts
 from harness import registry
+from harness.base import Base
 from harness.checkpoint import History
 from harness.config import RunConfig, to_tree
 from harness.errors import UserError, one_line
-from harness.models import Base
 from harness.protocols import Evaluation, LoadedTask, Rule, Task
 from harness.training import Plan
 

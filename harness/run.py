@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hadamard_core.accounting import count_parameters
 from harness import cli, init_from, models, registry, result, summary
+from harness.base import Base
 from harness.checkpoint import CheckpointStore, History
 from harness.config import RunConfig, default_output_dir, validate
 from harness.console import Console, is_main_process, stdout_for_the_result
@@ -195,7 +196,7 @@ def execute(command: cli.CommandLine, directory: RunDirectory) -> dict[str, Any]
 def score(
     config: RunConfig,
     loaded: LoadedTask,
-    base: models.Base,
+    base: Base,
     tokenizer: PreTrainedTokenizerBase,
     steps: Sequence[tuple[str, Path, int]],
     history: History,
@@ -247,7 +248,7 @@ def write_adapters(
     return sorted(written, key=lambda entry: config.score.index(entry[0]))
 
 
-def read_back(method: Method, base: models.Base, folder: Path, device: torch.device) -> nn.Module:
+def read_back(method: Method, base: Base, folder: Path, device: torch.device) -> nn.Module:
     """Returns a fresh base model with what ``folder`` holds folded into its weights, ready to be scored."""
     model = method.merge(method.load(base.fresh(), folder))
     return model.eval().requires_grad_(False).to(device)

@@ -226,7 +226,7 @@ class TestGguf:
     def test_the_cache_is_used_again_and_keyed_by_content(self, find, file, monkeypatch):
         path, _ = file
         first = find(str(path.parent))
-        monkeypatch.setattr(models, "_read", None)  # a second conversion would fail
+        monkeypatch.setattr(models, "read", None)  # a second conversion would fail
         assert find(str(path)).folder == first.folder
         assert len(list(first.folder.parent.iterdir())) == 1
 
