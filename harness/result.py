@@ -16,67 +16,62 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
-from hadamard_core.accounting import ParameterCounts
 from harness import registry
-from harness.base import Base
 from harness.checkpoint import History
 from harness.config import RunConfig, to_tree
 from harness.errors import UserError, one_line
-from harness.protocols import Evaluation, LoadedTask, Rule, Task
-from harness.training import Plan
+from harness.preparation import Setup
+from harness.protocols import Evaluation, Rule
 
 SCHEMA_VERSION = 2
 
 
 def make(
     config: RunConfig,
-    task: Task,
-    loaded: LoadedTask,
-    base: Base,
-    counts: ParameterCounts,
+    setup: Setup,
     start: Mapping[str, Any] | None,
     history: History,
-    plan: Plan,
-    processes: int,
-    device: torch.device,
+    accelerator: Accelerator,
     evaluations: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Returns the content of ``result.json``."""
+    counts = setup.counts
     return {
         "schema_version": SCHEMA_VERSION,
         "method": _named("method", config.method),
-        "task": {**_named("task", config.task), "version": task.version},
+        "task": {**_named("task", config.task), "version": config.task_settings.version},
         "preset": config.preset,
         "description": config.description,
         "model": {
             "name": config.model,
-            "source": base.source,
-            "sha256": base.fingerprint,
-            "arguments": dict(base.model_kwargs),
-            "new_parameters": list(base.new_parameters),
-            "notes": list(base.notes),
+            "source": setup.base.source,
+            "sha256": setup.base.fingerprint,
+            "arguments": dict(setup.base.model_kwargs),
+            "new_parameters": list(setup.base.new_parameters),
+            "notes": list(setup.base.notes),
         },
         "init_from": start,
         "seed": config.seed,
         "config": to_tree(config),
-        "data": to_tree(dict(loaded.facts)),
+        "data": to_tree(dict(setup.workload.task.facts)),
         "parameters": {**asdict(counts), "trained": counts.trained, "total": counts.total},
         "train": {
             "steps": history.step,
-            "epochs": history.step / plan.order.steps_per_epoch,
+            "epochs": history.step / setup.plan.order.steps_per_epoch,
             "examples": history.step * config.train.batch_size,
             "targets": history.targets,
             "batch_size": config.train.batch_size,
-            "micro_batch_size": plan.micro_batch,
-            "processes": processes,
+            "micro_batch_size": setup.plan.micro_batch,
+            "processes": accelerator.num_processes,
             "final_loss": history.losses[-1]["loss"],
             "loss_curve": history.losses,
             "measurements": history.measurements,
             "seconds": round(history.seconds, 3),
         },
         "evaluations": dict(evaluations),
-        "environment": environment(device),
+        "environment": environment(accelerator.device),
     }
 
 
@@ -206,15 +201,9 @@ def columns(evaluations: Mapping[str, Mapping[str, Any]], steps_per_epoch: float
     return lines
 
 
-def header(
-    config: RunConfig,
-    base: Base,
-    counts: ParameterCounts,
-    loaded: LoadedTask,
-    start: Mapping[str, Any] | None,
-    steps: int,
-) -> str:
+def header(config: RunConfig, setup: Setup, start: Mapping[str, Any] | None) -> str:
     """Returns what a run says before it starts."""
+    base, counts, loaded, steps = setup.base, setup.counts, setup.workload.task, setup.plan.total
     share = 100 * counts.trained / counts.total
     sizes = ", ".join(
         f"{name.replace('_', ' ')} {value:,}" for name, value in loaded.facts.items() if type(value) is int

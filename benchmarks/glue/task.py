@@ -193,9 +193,12 @@ class LoadedGlue:
         ]
 
     def collate(self, tokenizer: PreTrainedTokenizerBase, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Pads to the longest of the batch, on the side that the tokenizer prefers."""
+        """Pads to the longest of the batch, on the right whatever the tokenizer prefers.
+
+        Padding before a text would shift it, and learned positions are counted from the start of the row.
+        """
         inputs = [{name: value for name, value in feature.items() if name != "labels"} for feature in features]
-        batch = dict(tokenizer.pad(inputs, return_tensors="pt"))
+        batch = dict(tokenizer.pad(inputs, padding_side="right", return_tensors="pt"))
         dtype = torch.float32 if self.task.declaration.is_regression else torch.int64
         batch["labels"] = torch.tensor([feature["labels"] for feature in features], dtype=dtype)
         return batch

@@ -1,0 +1,164 @@
+"""Tables of committed results: ``python -m benchmarks.tables FOLDER`` prints them as Markdown.
+
+A folder holds the ``result.json`` files of runs that belong together, under any names. Of a method's learning rates the
+one is shown whose runs did best on the held-out part; the validation split has no say in it. The second table shows all
+that were tried. ``benchmarks/README.md`` holds what this prints, which a test checks.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from harness import result
+from harness.errors import UserError, run_command
+
+Result = Mapping[str, Any]
+HELD_OUT, PUBLISHED = "held_out", "published"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Prints the results in a folder as Markdown tables."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder with the result.json files of runs, under any names that end in .json."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in the seed alone.
+
+    Attributes:
+        task: the task's name.
+        method: the method's name.
+        rate: the learning rate.
+        runs: the results, by seed.
+    """
+
+    task: str
+    method: str
+    rate: float
+    runs: tuple[Result, ...]
+
+    def held_out(self, seed: int) -> float | None:
+        """Returns the measurement on the held-out part that selected the parameters of a seed's run."""
+        found = [run["evaluations"][HELD_OUT]["selection"]["value"] for run in self.runs if run["seed"] == seed]
+        return found[0] if found else None
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run["seed"] for run in self.runs]
+
+
+def read_groups(folder: Path) -> list[Group]:
+    """Returns the runs of a folder, grouped.
+
+    Raises:
+        UserError: there are none, one is damaged, or runs of one group are of different models or data.
+    """
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise UserError(f"{folder} holds no results: give a folder with the result.json files of runs")
+    groups: dict[tuple[str, str, float], list[Result]] = {}
+    for path in paths:
+        run = result.read(path)
+        if not {HELD_OUT, PUBLISHED} <= run["evaluations"].keys():
+            raise UserError(
+                f"{path} has not both columns, held_out and published: run it with --score held_out published"
+            )
+        key = (run["task"]["name"], run["method"]["name"], run["config"]["train"]["learning_rate"])
+        groups.setdefault(key, []).append(run)
+    return [Group(*key, tuple(sorted(runs, key=lambda run: run["seed"]))) for key, runs in sorted(groups.items())]
+
+
+def chosen(groups: Sequence[Group]) -> Group:
+    """Returns the group with the best mean on the held-out part over the seeds that all have; the lower rate of two."""
+    shared = sorted(set.intersection(*(set(group.seeds) for group in groups)))
+    if not shared:
+        raise UserError(f"the learning rates of {groups[0].method} on {groups[0].task} have no seed in common")
+
+    def quality(group: Group) -> tuple[float, float]:
+        values = [group.held_out(seed) for seed in shared]
+        return statistics.fmean(-1.0 if value is None else value for value in values), -group.rate
+
+    return max(groups, key=quality)
+
+
+def main_table(groups: Sequence[Group]) -> list[str]:
+    """Returns a row for each task and method: both columns, and what stands behind them."""
+    lines = [
+        "| task | method | learning rate | adapter + norm | head | metric | held-out selects | best on validation | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for task, method in dict.fromkeys((group.task, group.method) for group in groups):
+        group = chosen([other for other in groups if (other.task, other.method) == (task, method)])
+        counts = group.runs[0]["parameters"]
+        metrics = [name for name in group.runs[0]["evaluations"][HELD_OUT]["metrics"] if not name.startswith("loss")]
+        cells = [
+            task,
+            method,
+            f"{group.rate:g}",
+            f"{counts['adapter'] + counts['norm']:,}",
+            f"{counts['head']:,}",
+            ", ".join(metrics),
+            *(
+                ", ".join(
+                    spread([run["evaluations"][which]["metrics"].get(name) for run in group.runs]) for name in metrics
+                )
+                for which in (HELD_OUT, PUBLISHED)
+            ),
+            f"{len(group.runs)} ({' '.join(map(str, group.seeds))})",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Returns ``mean ± standard deviation``; a metric that was not computed in some run has none."""
+    present = [value for value in values if value is not None]
+    if len(present) < len(values):
+        return "not computed"
+    if len(present) == 1:
+        return f"{present[0]:.4f}"
+    return f"{statistics.fmean(present):.4f} ± {statistics.stdev(present):.4f}"
+
+
+def search_table(groups: Sequence[Group]) -> list[str]:
+    """Returns a row for each method of which several learning rates were tried: their values on the held-out part."""
+    lines = ["| task | method | seed | value on the held-out part at each learning rate |", "|---|---|---|---|"]
+    for task, method in dict.fromkeys((group.task, group.method) for group in groups):
+        tried = [group for group in groups if (group.task, group.method) == (task, method)]
+        if len(tried) < 2:
+            continue
+        best = chosen(tried)
+        for seed in sorted(set.intersection(*(set(group.seeds) for group in tried))):
+            cells = [
+                f"{'**' * (group is best)}{group.rate:g}: {value:.4f}{'**' * (group is best)}"
+                for group in tried
+                if (value := group.held_out(seed)) is not None
+            ]
+            lines.append(f"| {task} | {method} | {seed} | {', '.join(cells)} |")
+    return lines
+
+
+def tables(folder: Path) -> str:
+    """Returns both tables as Markdown."""
+    groups = read_groups(folder)
+    return "\n".join([*main_table(groups), "", *search_table(groups)])
+
+
+def main(argv: Sequence[str]) -> int:
+    settings = tyro.cli(Settings, args=argv, prog="python -m benchmarks.tables")
+    print(tables(settings.folder))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
