@@ -120,9 +120,7 @@ def execute(command: cli.CommandLine, directory: RunDirectory) -> dict[str, Any]
     setup = prepare(config, accelerator, console)
     start = init_from.copy_trained(config, setup.base, setup.model) if config.init_from else None
     console.say(result.header(config, setup, start))
-    store = CheckpointStore(
-        directory.checkpoint, identity(config.task_settings.version, setup, start, accelerator.num_processes)
-    )
+    store = CheckpointStore(directory.checkpoint, identity(config, setup, start, accelerator.num_processes))
     if accelerator.is_main_process:
         if not command.resume:
             directory.create(config, command.overwrite)
