@@ -94,7 +94,7 @@ def chosen(groups: Sequence[Group]) -> Group:
 def main_table(groups: Sequence[Group]) -> list[str]:
     """Returns a row for each task and method: both columns, and what stands behind them."""
     lines = [
-        "| task | method | learning rate | adapter + norm | head | metric | held-out selects | best on validation | seeds |",
+        "| task | method | learning rate | adapter + norm | head | metric | held-out | as published | seeds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for task, method in dict.fromkeys((group.task, group.method) for group in groups):

@@ -11,7 +11,7 @@ import contextlib
 import io
 import traceback
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,6 +83,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
         defaults = replace(defaults, config=config)
     command = _tyro(list(argv), defaults)
     if isinstance(command, CommandLine):
+        _check_seeds(command.seeds, given)
         return command
     for group in groups:
         failure = _tyro(group, defaults)
@@ -94,6 +95,14 @@ def parse(argv: Sequence[str]) -> CommandLine:
                 raise UserError(reason)
             raise UserError(f"{_flag(group[0])} {values or 'without a value'}: {reason}")
     raise UserError(f"these flags do not go together: {command or 'see --help'}")
+
+
+def _check_seeds(seeds: Sequence[int], given: Collection[str]) -> None:
+    """Refuses a list of seeds that names none, or one of them twice."""
+    if "--seeds" in given and not seeds:
+        raise UserError("--seeds without a value: it takes one seed or several")
+    if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+        raise UserError(f"--seeds names {twice[0]} twice: give each seed once")
 
 
 def _defaults(argv: Sequence[str]) -> CommandLine:

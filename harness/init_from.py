@@ -41,6 +41,12 @@ def copy_trained(config: RunConfig, base: Base, model: nn.Module) -> dict[str, A
     donor = replace(base, model_kwargs=stored["model"]["arguments"], new_head=True)
     loaded = dict(config.method_settings.load(donor.fresh(), directory / "adapter").named_parameters())
     head = {id(parameter) for parameter in trained_by_group(model)["head"]}
+    names = {name for name, _ in model.named_parameters()}
+    if extra := sorted(loaded.keys() - names):
+        raise UserError(
+            f"{where}: {extra[0]} is {tuple(loaded[extra[0]].shape)} there and not trained here: give the --method "
+            "settings of that run"
+        )
     copied = 0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -54,6 +60,8 @@ def copy_trained(config: RunConfig, base: Base, model: nn.Module) -> dict[str, A
                 )
             parameter.copy_(loaded[name])
             copied += parameter.numel()
+    if not copied:
+        raise UserError(f"{where}: --method {config.method} trains nothing but the head, which starts afresh")
     which, entry = next(iter(stored["evaluations"].items()))
     return {
         "task": stored["task"]["name"],

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from hadamard_core.accounting import ParameterCounts
 from harness import registry
 from harness.checkpoint import History
 from harness.config import RunConfig, to_tree
@@ -37,7 +38,6 @@ def make(
     evaluations: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Returns the content of ``result.json``."""
-    counts = setup.counts
     return {
         "schema_version": SCHEMA_VERSION,
         "method": _named("method", config.method),
@@ -56,7 +56,7 @@ def make(
         "seed": config.seed,
         "config": to_tree(config),
         "data": to_tree(dict(setup.workload.task.facts)),
-        "parameters": {**asdict(counts), "trained": counts.trained, "total": counts.total},
+        "parameters": parameters(setup.counts),
         "train": {
             "steps": history.step,
             "epochs": history.step / setup.plan.order.steps_per_epoch,
@@ -140,21 +140,33 @@ def read(path: Path) -> dict[str, Any]:
 
 def table(result: Mapping[str, Any], directory: Path) -> str:
     """Returns the result for a person."""
-    counts, train = result["parameters"], result["train"]
-    share = 100 * counts["trained"] / counts["total"]
+    train = result["train"]
     lines = [
         f"{result['method']['name']} on {result['task']['name']} (version {result['task']['version']}), "
         f"preset {result['preset']}, model {result['model']['name']}, 1 seed ({result['seed']})",
         *([result["description"]] if result["description"] else []),
         f"start: {start_in_words(result['init_from'])}",
-        f"trained parameters: {counts['trained']:,} of {counts['total']:,} ({share:.3g} %): adapter "
-        f"{counts['adapter']:,}, norm {counts['norm']:,}, head {counts['head']:,}",
+        parameters_in_words(result["parameters"]),
         f"training: {train['steps']} steps of {train['batch_size']} examples, {train['targets']:,} targets, "
         f"{train['seconds']:.0f} s, final loss {train['final_loss']:.4f} a target",
         "",
         *columns(result["evaluations"], train["steps"] / train["epochs"]),
     ]
     return "\n".join([*lines, "", f"files: {directory}"])
+
+
+def parameters(counts: ParameterCounts) -> dict[str, int]:
+    """Returns the numbers of parameters by group, with their sums."""
+    return {**asdict(counts), "trained": counts.trained, "total": counts.total}
+
+
+def parameters_in_words(counts: Mapping[str, int]) -> str:
+    """Returns what :func:`parameters` returned, as a line."""
+    share = 100 * counts["trained"] / counts["total"]
+    return (
+        f"trained: {counts['trained']:,} of {counts['total']:,} parameters ({share:.3g} %): adapter "
+        f"{counts['adapter']:,}, norm {counts['norm']:,}, head {counts['head']:,}; frozen {counts['frozen']:,}"
+    )
 
 
 def start_in_words(start: Mapping[str, Any] | None) -> str:
@@ -203,8 +215,7 @@ def columns(evaluations: Mapping[str, Mapping[str, Any]], steps_per_epoch: float
 
 def header(config: RunConfig, setup: Setup, start: Mapping[str, Any] | None) -> str:
     """Returns what a run says before it starts."""
-    base, counts, loaded, steps = setup.base, setup.counts, setup.workload.task, setup.plan.total
-    share = 100 * counts.trained / counts.total
+    base, loaded, steps = setup.base, setup.workload.task, setup.plan.total
     sizes = ", ".join(
         f"{name.replace('_', ' ')} {value:,}" for name, value in loaded.facts.items() if type(value) is int
     )
@@ -214,8 +225,7 @@ def header(config: RunConfig, setup: Setup, start: Mapping[str, Any] | None) -> 
         f"model: {config.model} ({base.source}; sha256 {base.fingerprint[:12]})",
         *(f"note: {note}" for note in base.notes),
         *([f"start: {start_in_words(start)}"] if start else []),
-        f"trained: {counts.trained:,} of {counts.total:,} parameters ({share:.3g} %): adapter {counts.adapter:,}, "
-        f"norm {counts.norm:,}, head {counts.head:,}",
+        parameters_in_words(parameters(setup.counts)),
         f"data: {sizes}",
         f"steps: {steps} of {config.train.batch_size} examples; then the {config.split} split is scored",
     ]

@@ -12,6 +12,7 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *ROOT.glob("packages/*/README.md"),
+    ROOT / "benchmarks/README.md",
     *ROOT.glob("benchmarks/*/README.md"),
 ]
 

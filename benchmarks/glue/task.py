@@ -182,6 +182,8 @@ class LoadedGlue:
             )
         examples = self.examples[split]
         columns = [list(column) for column in zip(*examples.texts, strict=True)]
+        if len(columns) == 2 and not separates_pairs(tokenizer):
+            columns[1] = [f"\n{text}" for text in columns[1]]
         whole = tokenizer(*columns, truncation=False, verbose=False)
         cut = sum(len(ids) > limit for ids in whole["input_ids"])
         self.facts.setdefault("cut_to_max_length", {})[split] = cut
@@ -267,6 +269,11 @@ class LoadedGlue:
                 )
             ]
         return Evaluation(found, predictions, signatures=signatures)
+
+
+def separates_pairs(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts anything between two texts; those of most decoders do not, and get a line break."""
+    return tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False)
 
 
 def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
