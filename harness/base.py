@@ -34,6 +34,11 @@ DROPOUT_FIELDS = (
     "dropout_rate",
 )
 
+POSITIONS_AFTER_PADDING = frozenset(
+    ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text", "mpnet")
+)
+"""Model types that count positions from after the padding token's id, so that many fewer are left for tokens."""
+
 TOKENIZER_FILES = frozenset(
     (
         "tokenizer.json",
@@ -110,6 +115,8 @@ class Base:
                 "belongs to the model"
             )
         positions = getattr(config, "max_position_embeddings", None)
+        if config.model_type in POSITIONS_AFTER_PADDING and isinstance(config.pad_token_id, int):
+            positions -= config.pad_token_id + 1
         if isinstance(positions, int) and positions > 0:
             tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
         if tokenizer.pad_token is None:

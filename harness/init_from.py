@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from hadamard_core.accounting import trained_by_group
 from harness import result
 from harness.base import Base
 from harness.config import RunConfig
-from harness.errors import UserError
+from harness.errors import UserError, one_line
 
 
 def copy_trained(config: RunConfig, base: Base, model: nn.Module) -> dict[str, Any]:
@@ -39,14 +40,12 @@ def copy_trained(config: RunConfig, base: Base, model: nn.Module) -> dict[str, A
     if stored["model"]["sha256"] != base.fingerprint:
         raise UserError(f"{where} is a run on other weights, {stored['model']['name']}: give the same --model")
     donor = replace(base, model_kwargs=stored["model"]["arguments"], new_head=True)
-    loaded = dict(config.method_settings.load(donor.fresh(), directory / "adapter").named_parameters())
+    adapter = (directory / "adapter").resolve()  # peft looks for a relative path that is not there on the model hub
+    try:
+        loaded = dict(config.method_settings.load(donor.fresh(), adapter).named_parameters())
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{where}: its adapter folder cannot be read: {one_line(error)}") from error
     head = {id(parameter) for parameter in trained_by_group(model)["head"]}
-    names = {name for name, _ in model.named_parameters()}
-    if extra := sorted(loaded.keys() - names):
-        raise UserError(
-            f"{where}: {extra[0]} is {tuple(loaded[extra[0]].shape)} there and not trained here: give the --method "
-            "settings of that run"
-        )
     copied = 0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -60,8 +59,12 @@ def copy_trained(config: RunConfig, base: Base, model: nn.Module) -> dict[str, A
                 )
             parameter.copy_(loaded[name])
             copied += parameter.numel()
+    if extra := sorted(loaded.keys() - {name for name, _ in model.named_parameters()}):
+        raise UserError(f"{where}: {extra[0]} is there and not here: give the --method settings of that run")
     if not copied:
-        raise UserError(f"{where}: --method {config.method} trains nothing but the head, which starts afresh")
+        raise UserError(
+            f"{where}: --method {config.method} trains the head alone, and the head starts afresh: leave it out"
+        )
     which, entry = next(iter(stored["evaluations"].items()))
     return {
         "task": stored["task"]["name"],
@@ -70,7 +73,7 @@ def copy_trained(config: RunConfig, base: Base, model: nn.Module) -> dict[str, A
         "parameters": which,
         "step": entry["step"],
         "copied": copied,
-        "sha256": _sha256(directory / "adapter"),
+        "sha256": _sha256(adapter),
     }
 
 

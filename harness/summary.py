@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.result import SCHEMA_VERSION
+from harness.result import SCHEMA_VERSION, parameters_in_words, start_in_words
 from harness.rundir import RunDirectory
 
 Results = Sequence[Mapping[str, Any]]
@@ -49,6 +49,9 @@ def table(results: Results, directories: Sequence[RunDirectory]) -> str:
     lines = [
         f"{first['method']['name']} on {first['task']['name']} (version {first['task']['version']}), "
         f"preset {first['preset']}, model {first['model']['name']}, {len(results)} seeds ({seeds})",
+        *([first["description"]] if first["description"] else []),
+        f"start: {start_in_words(first['init_from'])}",
+        parameters_in_words(first["parameters"]),
         f"{entry['split']} split, {entry['examples']:,} examples; std over seeds with n - 1",
     ]
     names = {name for found in summary["summary"].values() for name in found["metrics"]}

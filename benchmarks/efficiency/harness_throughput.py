@@ -29,6 +29,7 @@ from harness import models, recipes
 from harness.checkpoint import CheckpointStore, trained_parameters
 from harness.config import RunConfig
 from harness.console import Console
+from harness.errors import run_command
 from harness.order import step_seed
 from harness.run import quieten_libraries
 from harness.training import Plan, make_plan, schedule, seed_everything, train
@@ -45,6 +46,8 @@ class Settings:
     """A task of the harness."""
     preset: str = "quick"
     """The recipe that gives model, batch size and the rest."""
+    model: str | None = None
+    """A model in place of the recipe's."""
     method: str = "hut"
     """A method of the harness."""
     steps: int = 50
@@ -61,7 +64,9 @@ def prepare(settings: Settings) -> tuple[RunConfig, nn.Module, Workload, Plan]:
     training = replace(config.train, max_steps=settings.steps, eval_every="never")
     config = replace(config, data=replace(config.data, dir=settings.data_dir), train=training)
     loaded = config.task_settings.load(config.data, config.seed)
-    base = models.find(config.model, config.task_settings.auto_class, config.seed, say=print)
+    base = models.find(
+        settings.model or config.model, config.task_settings.auto_class, config.seed, say=Console(speaks=True).say
+    )
     base.model_kwargs = loaded.model_kwargs(base.checkpoint_config())
     fresh = base.fresh(config.train.model_dropout)
     model = config.method_settings.apply(fresh, config.task_settings.task_type, base.modules_to_save(fresh))
@@ -160,4 +165,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -9,6 +9,7 @@ import torch
 from peft import get_peft_model, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer, inspect_matched_modules
 from torch import nn
+from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from hadamard_core.config import HadamardConfig
 from hadamard_core.layer import ScaledLinear, Vectors
@@ -109,6 +110,24 @@ def test_modules_to_save_are_no_targets():
     model = get_peft_model(MODELS["bert"].build(), OutConfig(modules_to_save=["query"]))
 
     assert [name.rpartition(".")[2] for name in adapted_names(model)] == ["value", "value"]
+
+
+def test_a_head_of_several_layers_that_was_saved_whole_is_there_after_merging():
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    base = RobertaForSequenceClassification(config)
+    model = get_peft_model(base, OutConfig(modules_to_save=["classifier"])).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.5 if "modules_to_save" in name else 0.1)
+    x = torch.arange(3, 9)[None]
+    expected = model(x).logits
+    merged = model.merge_and_unload()
+    assert not any("modules_to_save" in name for name, _ in merged.named_modules())
+    torch.testing.assert_close(merged(x).logits, expected)
 
 
 def test_each_of_several_adapters_keeps_its_targets():

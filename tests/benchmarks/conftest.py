@@ -1,18 +1,37 @@
-"""Small folders of every GLUE task, in each form that GLUE comes in; their texts are invented."""
+"""Small folders of every GLUE task with invented texts, tiny models that read them, and a way to run the harness."""
 
 from __future__ import annotations
 
 import json
+import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import transformers
+from accelerate.state import AcceleratorState
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
 
 from benchmarks.glue import tasks
 from benchmarks.glue.declaration import Declaration
+from harness.errors import run_command
+from harness.run import main
 
 DECLARATIONS = {
     task.declaration.name: task.declaration
@@ -146,3 +165,126 @@ def glue_folder(tmp_path: Path) -> Callable[..., Path]:
         return folder.parent
 
     return write
+
+
+# the special tokens of each kind of model, in the order of their numbers
+SPECIAL = {
+    "bert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    "distilbert": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    "roberta": ("<s>", "<pad>", "</s>", "<unk>", "<mask>"),
+    "gpt2": ("<end>",),
+    "llama": ("<end>",),
+}
+
+
+def word_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """Returns a tokenizer of the invented texts' words that puts them together as that kind of model has them.
+
+    Those of the decoders have no padding token, as GPT-2's.
+    """
+    special = SPECIAL[kind]
+    vocabulary = {word: number for number, word in enumerate([*special, *WORDS, *CLASS_WORDS, "very", "alike"])}
+    decoder, roberta = len(special) == 1, kind == "roberta"
+    unknown = special[0] if decoder else "<unk>" if roberta else "[UNK]"
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if decoder:
+        return PreTrainedTokenizerFast(
+            tokenizer_object=words, unk_token=unknown, eos_token=special[0], bos_token=special[0]
+        )
+    first, last, pad, mask = ("<s>", "</s>", "<pad>", "<mask>") if roberta else ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
+    pair = f"{first} $A {last} {last} $B {last}" if roberta else f"{first} $A {last} $B:1 {last}:1"
+    words.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {last}",
+        pair=pair,
+        special_tokens=[(token, vocabulary[token]) for token in (first, last)],
+    )
+    types = ["token_type_ids"] if kind == "bert" else []
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        unk_token=unknown,
+        cls_token=first,
+        sep_token=last,
+        pad_token=pad,
+        mask_token=mask,
+        model_input_names=["input_ids", *types, "attention_mask"],
+    )
+
+
+def tiny_config(kind: str) -> PreTrainedConfig:
+    """Returns two narrow layers, spread enough for examples to differ in what the model says of them."""
+    size, layers, heads, inner, spread = 16, 2, 2, 32, 0.3
+    encoder = {
+        "hidden_size": size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": inner,
+        "initializer_range": spread,
+    }
+    build = {
+        "bert": lambda: BertConfig(**encoder),
+        "roberta": lambda: RobertaConfig(**encoder, max_position_embeddings=514, type_vocab_size=1),
+        "distilbert": lambda: DistilBertConfig(
+            dim=size, n_layers=layers, n_heads=heads, hidden_dim=inner, initializer_range=spread
+        ),
+        "gpt2": lambda: GPT2Config(
+            n_embd=size, n_layer=layers, n_head=heads, n_positions=512, initializer_range=spread
+        ),
+        "llama": lambda: LlamaConfig(**encoder, num_key_value_heads=1),
+    }
+    config = build[kind]()
+    special = SPECIAL[kind]
+    decoder = len(special) == 1
+    config.vocab_size = len(special) + len(WORDS) + len(CLASS_WORDS) + 2
+    config.bos_token_id = config.eos_token_id = 0 if decoder else None
+    config.pad_token_id = None if decoder else special.index("<pad>" if kind == "roberta" else "[PAD]")
+    return config
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a tiny random model with its tokenizer into a folder, once, and returns that.
+
+    The arguments are the kind and, for a model with a classifier, the names of its classes; without, it is a language
+    model, masked or causal, as most checkpoints are.
+    """
+    written: dict[tuple, Path] = {}
+
+    def write(kind: str, labels: tuple[str, ...] = ()) -> Path:
+        if (kind, labels) not in written:
+            folder = tmp_path_factory.mktemp("models") / kind
+            config = tiny_config(kind)
+            auto = AutoModelForCausalLM if len(SPECIAL[kind]) == 1 else AutoModelForMaskedLM
+            if labels:
+                config.id2label, auto = dict(enumerate(labels)), AutoModelForSequenceClassification
+                config.label2id = {name: number for number, name in enumerate(labels)}
+            torch.manual_seed(0)
+            auto.from_config(config).save_pretrained(folder)
+            word_tokenizer(kind).save_pretrained(folder)
+            written[kind, labels] = folder
+        return written[kind, labels]
+
+    return write
+
+
+@pytest.fixture
+def run_here(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Callable[[list[str]], tuple[int, str, str]]]:
+    """Runs the command in this process and in the test's folder; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    threads, level = torch.get_num_threads(), logging.getLogger().level
+    torch.set_num_threads(1)  # sums in another number of threads may round otherwise
+
+    def run(argv: list[str]) -> tuple[int, str, str]:
+        capfd.readouterr()
+        AcceleratorState._reset_state(reset_partial_state=True)  # one a process; here one stands for many runs
+        code = run_command(main, argv)
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    yield run
+    torch.set_num_threads(threads)
+    logging.getLogger().setLevel(level)
+    transformers.logging.set_verbosity_warning()
+    transformers.logging.enable_progress_bar()
