@@ -139,11 +139,11 @@ def search_table(groups: Sequence[Group]) -> list[str]:
             continue
         best = chosen(tried)
         for seed in sorted(set.intersection(*(set(group.seeds) for group in tried))):
-            cells = [
-                f"{'**' * (group is best)}{group.rate:g}: {value:.4f}{'**' * (group is best)}"
-                for group in tried
-                if (value := group.held_out(seed)) is not None
-            ]
+            cells = []
+            for group in tried:
+                value = group.held_out(seed)
+                mark = "**" if group is best else ""
+                cells.append(f"{mark}{group.rate:g}: {'none' if value is None else format(value, '.4f')}{mark}")
             lines.append(f"| {task} | {method} | {seed} | {', '.join(cells)} |")
     return lines
 

@@ -156,7 +156,9 @@ class Base:
             ignore_mismatched_sizes=self.new_head,
             output_loading_info=True,
         )
-        check_complete(self.name, self.auto_class, model, tuple(sorted(info["missing_keys"])))
+        # with a new head, weights of another size count as missing: in the head that is meant
+        lacking = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+        check_complete(self.name, self.auto_class, model, tuple(sorted(lacking)))
         new = set(info["missing_keys"])
         if self.auto_class != CAUSAL_LM:
             if self.new_head:
@@ -205,8 +207,8 @@ class Base:
         if config.pad_token_id != tokenizer.pad_token_id:
             self.notes = (
                 f"the model names {'no' if config.pad_token_id is None else 'another'} padding token: batches are "
-                f"padded with the tokenizer's {tokenizer.pad_token!r} ({tokenizer.pad_token_id}), and its head reads "
-                "the last token before the padding",
+                f"padded with the tokenizer's {tokenizer.pad_token!r} ({tokenizer.pad_token_id}), which the model is "
+                "told not to read",
             )
             config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
 

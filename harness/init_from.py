@@ -16,7 +16,7 @@ from torch import nn
 from hadamard_core.accounting import trained_by_group
 from harness import result
 from harness.base import Base
-from harness.config import RunConfig
+from harness.config import RunConfig, flag_of, to_tree
 from harness.errors import UserError, one_line
 
 
@@ -61,6 +61,13 @@ def copy_trained(config: RunConfig, base: Base, model: nn.Module) -> dict[str, A
             copied += parameter.numel()
     if extra := sorted(loaded.keys() - {name for name, _ in model.named_parameters()}):
         raise UserError(f"{where}: {extra[0]} is there and not here: give the --method settings of that run")
+    theirs, ours = stored["config"]["method_settings"], to_tree(config.method_settings)
+    for key in sorted(theirs.keys() | ours.keys()):
+        if theirs.get(key) != ours.get(key):  # LoRA's alpha has no shape, but changes what the numbers mean
+            raise UserError(
+                f"{where} has {flag_of(f'method_settings.{key}')} {theirs.get(key)} and this run {ours.get(key)}: give "
+                "the --method settings of that run"
+            )
     if not copied:
         raise UserError(
             f"{where}: --method {config.method} trains the head alone, and the head starts afresh: leave it out"

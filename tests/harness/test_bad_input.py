@@ -135,7 +135,7 @@ class TestModelFolders:
     def test_dropout_in_an_architecture_that_has_none(
         self, run_here, arguments, tmp_path, tiny_model, monkeypatch, assert_refused
     ):
-        monkeypatch.setattr(models, "DROPOUT_FIELDS", ("dropout_of_another_architecture",))
+        monkeypatch.setattr("harness.base.DROPOUT_FIELDS", ("dropout_of_another_architecture",))
         assert_refused(*run_here([*arguments(), "--train.model-dropout", "0.1"]), "gpt2")
 
 
@@ -175,7 +175,7 @@ class TestRunDirectories:
             (tmp_path / "out" / "config.toml").write_text('format = "hadamard-bench run"\n')
             return make_plan(*given)
 
-        monkeypatch.setattr("harness.run.make_plan", begin_another)
+        monkeypatch.setattr("harness.preparation.make_plan", begin_another)
         assert_refused(*run_here(arguments()), "--overwrite")
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.toml"]
 

@@ -116,13 +116,7 @@ class LoadedToy:
         loss, labels = self.losses_of(model, batch, "sum", label_smoothing)
         if torch.is_grad_enabled():
             self.losses += 1
-            fault = os.environ.get("TOY_FAULT")
-            if fault == f"kill-loss-{self.losses}":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if fault == f"interrupt-loss-{self.losses}":
-                raise KeyboardInterrupt
-            if fault == f"nan-loss-{self.losses}":
-                loss = loss * float("nan")
+            loss = struck(loss, self.losses)
         return loss, (labels != IGNORED).sum()
 
     def evaluate(self, model, tokenizer, split, batch_size, progress):
@@ -148,3 +142,13 @@ class LoadedToy:
             unavailable={"taste": "nobody here can taste"},
             signatures={"accuracy": "share of texts copied without a mistake"},
         )
+
+
+def struck(loss, number):
+    """Returns the loss, the ``number``-th of the run; fails if it is told to."""
+    fault = os.environ.get("TOY_FAULT")
+    if fault == f"kill-loss-{number}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == f"interrupt-loss-{number}":
+        raise KeyboardInterrupt
+    return loss * float("nan") if fault == f"nan-loss-{number}" else loss

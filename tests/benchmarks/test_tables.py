@@ -1,0 +1,89 @@
+"""The tables of committed results: what they show, and that the README shows just that."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import tables
+from harness.errors import UserError
+
+BENCHMARKS = Path(tables.__file__).parent
+RESULTS = sorted(path for path in (BENCHMARKS / "results").glob("*") if path.is_dir())
+
+
+def write_run(folder: Path, rate: float, seed: int, held_out: float | None, scores: tuple[float, float]) -> None:
+    """A result with what the tables read: the held-out value that selected, and the scores of the two columns."""
+    run = {
+        "schema_version": 2,
+        "method": {"name": "lora"},
+        "task": {"name": "rte"},
+        "model": {},
+        "seed": seed,
+        "config": {"train": {"learning_rate": rate}},
+        "parameters": {"adapter": 1000, "norm": 24, "head": 770},
+        "train": {},
+        "evaluations": {
+            "held_out": {"metrics": {"loss": 9.0, "accuracy": scores[0]}, "selection": {"value": held_out}},
+            "published": {"metrics": {"loss": 9.0, "accuracy": scores[1]}, "selection": {"value": scores[1]}},
+        },
+    }
+    (folder / f"{rate}-{seed}.json").write_text(json.dumps(run))
+
+
+def test_the_held_out_part_chooses_the_learning_rate_whatever_validation_says(tmp_path):
+    write_run(tmp_path, 1e-3, 1, 0.7, (0.5, 0.6))
+    write_run(tmp_path, 1e-3, 2, 0.1, (0.7, 0.6))
+    write_run(tmp_path, 1e-2, 1, 0.6, (0.9, 0.9))
+    write_run(tmp_path, 1e-1, 1, None, (0.9, 0.9))
+    main, search = tables.tables(tmp_path).split("\n\n")
+    assert main.splitlines()[2:] == [
+        "| rte | lora | 0.001 | 1,024 | 770 | accuracy | 0.6000 ± 0.1414 | 0.6000 ± 0.0000 | 2 (1 2) |"
+    ]
+    assert search.splitlines()[2:] == ["| rte | lora | 1 | **0.001: 0.7000**, 0.01: 0.6000, 0.1: none |"]
+
+
+def test_of_equal_learning_rates_the_lower_is_chosen(tmp_path):
+    for rate in (1e-2, 1e-3):
+        write_run(tmp_path, rate, 1, 0.7, (0.5, 0.5))
+    assert "| 0.001 |" in tables.tables(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "holds no results"),
+        ("{", "is not valid JSON"),
+        ('{"schema_version": 1}', "is not a result of schema version 2"),
+    ],
+)
+def test_what_is_no_result_is_refused(content, says, tmp_path):
+    if content is not None:
+        (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match=says):
+        tables.tables(tmp_path)
+
+
+def test_learning_rates_without_a_common_seed_cannot_be_compared(tmp_path):
+    write_run(tmp_path, 1e-2, 1, 0.7, (0.5, 0.5))
+    write_run(tmp_path, 1e-3, 2, 0.7, (0.5, 0.5))
+    with pytest.raises(UserError, match="no seed in common"):
+        tables.tables(tmp_path)
+
+
+@pytest.mark.parametrize("folder", RESULTS, ids=lambda path: path.name)
+def test_the_readme_shows_the_committed_results(folder):
+    readme = (BENCHMARKS / "README.md").read_text("utf-8")
+    shown = re.search(rf"<!-- tables of results/{folder.name} -->\n(.*?)\n<!-- end -->", readme, re.DOTALL)
+    assert shown is not None
+    assert shown[1] == tables.tables(folder)
+
+
+@pytest.mark.parametrize("path", [path for folder in RESULTS for path in folder.glob("*")], ids=lambda path: path.name)
+def test_committed_results_are_results_and_name_no_machine(path):
+    text = path.read_text("utf-8")
+    assert json.loads(text)["schema_version"] == 2
+    assert not re.search(r'"(/|~|[A-Z]:\\)', text)
