@@ -57,25 +57,65 @@ class Group:
         return [run["seed"] for run in self.runs]
 
 
+def what_was_measured(run: Result) -> dict[str, Any]:
+    """Returns what the runs of a task have to share, whatever the method, to stand in one table."""
+    data = {name: value for name, value in run["data"].items() if name != "train_subset"}  # it names the seed
+    return {
+        "version of the task": run["task"]["version"],
+        "base model's sha256": run["model"]["sha256"],
+        "start": run["init_from"],
+        "data": data,
+        "number of steps": run["train"]["steps"],
+        "batch size": run["train"]["batch_size"],
+    }
+
+
+def settings_of(run: Result) -> dict[str, Any]:
+    """Returns what the runs of a method and learning rate have to share besides."""
+    return {name: value for name, value in run["config"].items() if name not in ("seed", "output_dir", "description")}
+
+
+def require_equal(paths: Sequence[Path], described: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses runs that differ in what was described, naming it and two of the files."""
+    for path, other in zip(paths, described, strict=True):
+        for name in other.keys() | described[0].keys():
+            if other.get(name) != described[0].get(name):
+                raise UserError(f"{paths[0].name} and {path.name} do not belong in one table: their {name} differs")
+
+
 def read_groups(folder: Path) -> list[Group]:
     """Returns the runs of a folder, grouped.
 
     Raises:
-        UserError: there are none, one is damaged, or runs of one group are of different models or data.
+        UserError: there are none, one is damaged, or runs of one task or group differ in more than they may.
     """
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise UserError(f"{folder} holds no results: give a folder with the result.json files of runs")
-    groups: dict[tuple[str, str, float], list[Result]] = {}
-    for path in paths:
-        run = result.read(path)
+    runs = {path: result.read(path) for path in paths}
+    by_task: dict[str, list[Path]] = {}
+    groups: dict[tuple[str, str, float], list[Path]] = {}
+    for path, run in runs.items():
         if not {HELD_OUT, PUBLISHED} <= run["evaluations"].keys():
             raise UserError(
                 f"{path} has not both columns, held_out and published: run it with --score held_out published"
             )
         key = (run["task"]["name"], run["method"]["name"], run["config"]["train"]["learning_rate"])
-        groups.setdefault(key, []).append(run)
-    return [Group(*key, tuple(sorted(runs, key=lambda run: run["seed"]))) for key, runs in sorted(groups.items())]
+        by_task.setdefault(key[0], []).append(path)
+        groups.setdefault(key, []).append(path)
+    for members in by_task.values():
+        require_equal(members, [what_was_measured(runs[path]) for path in members])
+    for members in groups.values():
+        require_equal(members, [settings_of(runs[path]) for path in members])
+        seeds = [runs[path]["seed"] for path in members]
+        if len(set(seeds)) < len(seeds):
+            raise UserError(
+                f"{', '.join(path.name for path in members)}: two of them are of one seed, so one is a copy"
+            )
+    return [
+        Group(*key, tuple(sorted((runs[path] for path in members), key=lambda run: run["seed"])))
+        for key, members in sorted(groups.items())
+    ]
 
 
 def chosen(groups: Sequence[Group]) -> Group:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,9 +161,12 @@ class Base:
         lacking = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
         check_complete(self.name, self.auto_class, model, tuple(sorted(lacking)))
         new = set(info["missing_keys"])
+        self.notes = ()
         if self.auto_class != CAUSAL_LM:
             if self.new_head:
                 new.update(self._restart_head(model, config))
+            elif not any(name.startswith(f"{head}.") for name in new for head in head_modules(model)):
+                self.notes = ("the head is the checkpoint's own: --new-head starts another",)
             self._agree_on_padding(model)
         self.new_parameters = tuple(sorted(new))
         if self.hub_name:  # what is saved beside an adapter is to name it, not a folder of this machine's cache
@@ -179,13 +183,13 @@ class Base:
             return ()
         inside = f"{model.base_model_prefix}."
         lacking = {name.rpartition(".")[0] for name in self.new_parameters if name.startswith(inside)}
-        return (*_head(model), *sorted(lacking))
+        return (*head_modules(model), *sorted(lacking))
 
     def _restart_head(self, model: PreTrainedModel, config: PreTrainedConfig) -> list[str]:
         torch.manual_seed(self.seed)
         fresh = getattr(transformers, self.auto_class).from_config(config, trust_remote_code=self.trust_remote_code)
         names = []
-        for name in _head(model):
+        for name in head_modules(model):
             state = fresh.get_submodule(name).state_dict()
             model.get_submodule(name).load_state_dict(state)
             names += [f"{name}.{key}" for key in state]
@@ -195,17 +199,29 @@ class Base:
         """Tells the model which token pads: a decoder's head reads the last token that is not padding.
 
         Raises:
-            UserError: the tokenizer has no token for it.
+            UserError: the tokenizer has no token for it, or the model's head reads the last position all the same.
         """
         tokenizer = self.tokenizer()
         config = model.config.get_text_config()
+        if getattr(config, "summary_type", None) == "last":
+            raise UserError(
+                f"--model {self.name}: the head of a model of type {config.model_type} reads the last position, "
+                "padding or not, which this harness does not support: give another model"
+            )
         if tokenizer.pad_token_id is None:
             raise UserError(
                 f"--model {self.name}: its tokenizer has neither a padding token nor an end token, and texts of unlike "
                 "length need one to be in one batch: set pad_token in its tokenizer_config.json"
             )
+        if tokenizer.pad_token_id >= getattr(config, "vocab_size", math.inf):
+            raise UserError(
+                f"--model {self.name}: its tokenizer's padding token {tokenizer.pad_token!r} is number "
+                f"{tokenizer.pad_token_id} and the model has {config.vocab_size} tokens: give the tokenizer that "
+                "belongs to the model"
+            )
         if config.pad_token_id != tokenizer.pad_token_id:
             self.notes = (
+                *self.notes,
                 f"the model names {'no' if config.pad_token_id is None else 'another'} padding token: batches are "
                 f"padded with the tokenizer's {tokenizer.pad_token!r} ({tokenizer.pad_token_id}), which the model is "
                 "told not to read",
@@ -213,7 +229,7 @@ class Base:
             config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def _head(model: PreTrainedModel) -> list[str]:
+def head_modules(model: PreTrainedModel) -> list[str]:
     """Returns the names of the parts outside of the backbone that have parameters."""
     return [
         name

@@ -108,8 +108,8 @@ class RunConfig:
     eval_batch_size: int = 32
     """Inputs that the model has at once when it is measured or scored; changes time and memory, not the numbers."""
     init_from: Path | None = None
-    """The directory of a finished run of the same method on the same model, whose trained parameters are the start; the
-    head starts afresh."""
+    """The directory of a finished run of the same method on the same model: what it trained is the start, but for the
+    head."""
     new_head: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Start the model's head afresh, whatever the checkpoint has there."""
     train: TrainConfig = field(default_factory=TrainConfig)

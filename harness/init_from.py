@@ -1,5 +1,5 @@
-"""``--init-from``: a run starts from the parameters that another one trained, as LoRA's runs on MRPC, RTE and STS-B
-start from MNLI (Hu et al., arXiv 2106.09685, section 5.1).
+"""``--init-from``: a run starts from the parameters that another one trained, as some runs of the LoRA paper on MRPC,
+RTE and STS-B start from MNLI (Hu et al., arXiv 2106.09685). The head is not taken over.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness.errors import UserError, one_line
 
 
 def copy_trained(config: RunConfig, base: Base, model: nn.Module) -> dict[str, Any]:
-    """Copies into ``model`` what the run of ``--init-from`` trained; the head starts afresh.
+    """Copies into ``model`` what the run of ``--init-from`` trained, but for the head.
 
     Returns:
         What the result says of it.
@@ -39,6 +39,10 @@ def copy_trained(config: RunConfig, base: Base, model: nn.Module) -> dict[str, A
         raise UserError(f"{where} is a run of --method {stored['method']['name']} and this one of {config.method}")
     if stored["model"]["sha256"] != base.fingerprint:
         raise UserError(f"{where} is a run on other weights, {stored['model']['name']}: give the same --model")
+    if stored["model"].get("auto_class") != base.auto_class:
+        raise UserError(
+            f"{where} is a run on {stored['task']['name']}, whose model has no head like that of {config.task}"
+        )
     donor = replace(base, model_kwargs=stored["model"]["arguments"], new_head=True)
     adapter = (directory / "adapter").resolve()  # peft looks for a relative path that is not there on the model hub
     try:
@@ -70,7 +74,7 @@ def copy_trained(config: RunConfig, base: Base, model: nn.Module) -> dict[str, A
             )
     if not copied:
         raise UserError(
-            f"{where}: --method {config.method} trains the head alone, and the head starts afresh: leave it out"
+            f"{where}: --method {config.method} trains the head alone, and the head is not taken over: leave it out"
         )
     which, entry = next(iter(stored["evaluations"].items()))
     return {

@@ -17,7 +17,7 @@ import numpy as np
 BATCHES_SORTED_TOGETHER = 50
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed as an object, not by hundreds of thousands of lengths at every step
 class Order:
     """The order of one run.
 
@@ -54,12 +54,13 @@ class Order:
 def _epoch(order: Order, epoch: int) -> list[tuple[int, ...]]:
     lengths = np.asarray(order.lengths)
     random = np.random.default_rng([order.seed, epoch])
-    shuffled = random.permutation(len(lengths))
+    # what does not fill a batch is dropped before lengths are looked at: afterwards it would be the longest examples
+    shuffled = random.permutation(len(lengths))[: order.steps_per_epoch * order.batch_size]
     if order.group_by_length:
         chunk = BATCHES_SORTED_TOGETHER * order.batch_size
         chunks = [shuffled[start : start + chunk] for start in range(0, len(shuffled), chunk)]
         shuffled = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in chunks])
-    batches = shuffled[: order.steps_per_epoch * order.batch_size].reshape(-1, order.batch_size)
+    batches = shuffled.reshape(-1, order.batch_size)
     if order.group_by_length:
         batches = batches[random.permutation(len(batches))]
     return [tuple(batch[np.argsort(lengths[batch], kind="stable")].tolist()) for batch in batches]

@@ -48,6 +48,7 @@ def make(
             "name": config.model,
             "source": setup.base.source,
             "sha256": setup.base.fingerprint,
+            "auto_class": setup.base.auto_class,
             "arguments": dict(setup.base.model_kwargs),
             "new_parameters": list(setup.base.new_parameters),
             "notes": list(setup.base.notes),
@@ -175,7 +176,7 @@ def start_in_words(start: Mapping[str, Any] | None) -> str:
         return "the model as it comes"
     return (
         f"{start['copied']:,} parameters trained on {start['task']} (preset {start['preset']}, seed {start['seed']}, "
-        f"{start['parameters']}, step {start['step']}), head afresh"
+        f"{start['parameters']}, step {start['step']}); the head is not taken over"
     )
 
 

@@ -6,13 +6,14 @@ model that reads them -> scores -> ``result.json`` and a table. What is scored n
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -42,18 +43,18 @@ def main(argv: Sequence[str]) -> int:
         quieten_libraries()
     runs = one_for_each_seed(command)
     directories = [RunDirectory(run.config.output_dir or default_output_dir(run.config)) for run in runs]
-    begun = False
     try:
-        with stdout_for_the_result() as write_stdout:
+        with contextlib.ExitStack() as stack:
+            write_stdout = stack.enter_context(stdout_for_the_result())
             for run, directory in zip(runs, directories, strict=True):
+                stack.enter_context(directory)
                 check(run, directory)
             done = []
             for run, directory in zip(runs, directories, strict=True):
-                with directory:
-                    try:
-                        done.append(execute(run, directory))
-                    finally:
-                        begun = begun or directory.begun
+                try:
+                    done.append(execute(run, directory, lambda: begin(runs, directories)))
+                except UserError as error:
+                    raise UserError(f"seed {run.config.seed}: {error}" if command.seeds else str(error)) from error
             if PartialState._shared_state:
                 PartialState().destroy_process_group()
             if not is_main_process():
@@ -65,7 +66,11 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         if is_main_process():
             again = shlex.join([*(word for word in argv if word not in ("--overwrite", "--resume")), "--resume"])
-            how = f"to go on: python -m harness.run {again}" if begun else "nothing was begun"
+            how = (
+                f"to go on: python -m harness.run {again}"
+                if any(directory.begun for directory in directories)
+                else "nothing was begun"
+            )
             print(f"\nstopped; {how}", file=sys.stderr)
         return 130
     return 0
@@ -81,7 +86,7 @@ def one_for_each_seed(command: cli.CommandLine) -> list[cli.CommandLine]:
         if config.output_dir is not None:
             config = replace(config, output_dir=config.output_dir / f"seed{seed}")
         directory = config.output_dir or default_output_dir(config)
-        begun = directory.is_dir() and any(directory.iterdir())
+        begun = (directory / "config.toml").is_file()
         runs.append(replace(command, config=config, resume=command.resume and begun))
     return runs
 
@@ -99,10 +104,22 @@ def check(command: cli.CommandLine, directory: RunDirectory) -> None:
         same_configuration(command.config, directory.path)
     elif is_main_process():
         directory.check_free(command.overwrite)
+    if command.config.init_from and command.config.init_from.resolve() == directory.path.resolve():
+        raise UserError(f"--init-from {directory.path} is the run directory itself: give another --output-dir")
 
 
-def execute(command: cli.CommandLine, directory: RunDirectory) -> dict[str, Any] | None:
+def begin(runs: Sequence[cli.CommandLine], directories: Sequence[RunDirectory]) -> None:
+    """Makes the directories of all runs that are not resumed, so that what one of them held is nobody's result now."""
+    for run, directory in zip(runs, directories, strict=True):
+        if not (run.resume or directory.begun):
+            directory.create(run.config, run.overwrite)
+
+
+def execute(command: cli.CommandLine, directory: RunDirectory, begin: Callable[[], None]) -> dict[str, Any] | None:
     """Returns the result of one run in the main process, None in the others, which wait there for the main one.
+
+    Args:
+        begin: called once everything is read and nothing speaks against the run.
 
     Raises:
         UserError: anything the user gave cannot be used.
@@ -122,27 +139,28 @@ def execute(command: cli.CommandLine, directory: RunDirectory) -> dict[str, Any]
     console.say(result.header(config, setup, start))
     store = CheckpointStore(directory.checkpoint, identity(config, setup, start, accelerator.num_processes))
     if accelerator.is_main_process:
-        if not command.resume:
-            directory.create(config, command.overwrite)
-        elif not store.exists():
+        begin()
+        if command.resume and not store.exists():
             console.say("the run was stopped before its first checkpoint, so it starts from the beginning")
     accelerator.wait_for_everyone()
 
     try:
         history = train(setup.model, setup.workload, config, setup.plan, accelerator, store, console)
+        done = None
+        if accelerator.is_main_process:
+            model = accelerator.unwrap_model(setup.model, keep_fp32_wrapper=False)
+            written = scoring.write_adapters(config, model, history, store, directory)
+            setup.model = model = None
+            accelerator.free_memory()
+            gc.collect()
+            evaluations = scoring.score(config, setup, written, history, accelerator.device, directory, console)
+            done = result.make(config, setup, start, history, accelerator, evaluations)
+            write_text(directory.result, result.dumps(done, indent=1) + "\n")
+            store.delete()
     except torch.OutOfMemoryError as error:
-        raise UserError("the GPU's memory does not suffice: give a smaller --train.micro-batch-size") from error
-    done = None
-    if accelerator.is_main_process:
-        model = accelerator.unwrap_model(setup.model, keep_fp32_wrapper=False)
-        written = scoring.write_adapters(config, model, history, store, directory)
-        setup.model = model = None
-        accelerator.free_memory()
-        gc.collect()
-        evaluations = scoring.score(config, setup, written, history, accelerator.device, directory, console)
-        done = result.make(config, setup, start, history, accelerator, evaluations)
-        write_text(directory.result, result.dumps(done, indent=1) + "\n")
-        store.delete()
+        raise UserError(
+            "the GPU's memory does not suffice: give a smaller --train.micro-batch-size or --eval-batch-size"
+        ) from error
     accelerator.wait_for_everyone()
     return done
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from harness.errors import UserError
 from harness.result import SCHEMA_VERSION, parameters_in_words, start_in_words
 from harness.rundir import RunDirectory
+
+SAME: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "version of the task": lambda result: result["task"]["version"],
+    "base model's sha256": lambda result: result["model"]["sha256"],
+    "start (--init-from)": lambda result: result["init_from"],
+}
 
 Results = Sequence[Mapping[str, Any]]
 
@@ -24,7 +31,18 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def make(results: Results) -> dict[str, Any]:
-    """Returns the seeds' results and, by way of selection and metric, their spread and how many seeds have a value."""
+    """Returns the seeds' results and, by way of selection and metric, their spread and how many seeds have a value.
+
+    Raises:
+        UserError: some of them, finished before, are of another version of the task, other weights or another start.
+    """
+    for what, find in SAME.items():
+        first, *others = (find(result) for result in results)
+        if any(other != first for other in others):
+            raise UserError(
+                f"the seeds' results do not belong together: the {what} differs; run those that are outdated with "
+                "--overwrite"
+            )
     evaluations: dict[str, dict[str, Any]] = {}
     for which in results[0]["evaluations"]:
         entries = [result["evaluations"][which] for result in results]

@@ -223,7 +223,7 @@ def schedule(config: TrainConfig, step: int, total: int) -> float:
 
 
 def is_due(every: int | str, step: int, steps_per_epoch: int, last: bool) -> bool:
-    """Whether the validation loss is measured after this step."""
+    """Whether the model is measured after this step."""
     if every == "never":
         return False
     return last or step % (steps_per_epoch if every == "epoch" else int(every)) == 0

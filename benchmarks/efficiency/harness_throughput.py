@@ -25,14 +25,15 @@ import tyro
 from accelerate import Accelerator
 from torch import nn
 
-from harness import models, recipes
+from harness import recipes
 from harness.checkpoint import CheckpointStore, trained_parameters
 from harness.config import RunConfig
 from harness.console import Console
 from harness.errors import run_command
 from harness.order import step_seed
-from harness.run import quieten_libraries
-from harness.training import Plan, make_plan, schedule, seed_everything, train
+from harness.preparation import prepare
+from harness.run import make_accelerator, quieten_libraries
+from harness.training import Plan, make_optimizer, schedule, seed_everything, train
 from harness.workload import Workload
 
 
@@ -58,42 +59,27 @@ class Settings:
     """Print the result as one line of JSON."""
 
 
-def prepare(settings: Settings) -> tuple[RunConfig, nn.Module, Workload, Plan]:
-    """Returns configuration, adapted model, data and batches of the recipe, cut to the number of steps."""
+def cut_recipe(settings: Settings) -> RunConfig:
+    """Returns the recipe's configuration, cut to the number of steps, without measurements on the way."""
     config = recipes.build(settings.method, settings.task, settings.preset)
     training = replace(config.train, max_steps=settings.steps, eval_every="never")
-    config = replace(config, data=replace(config.data, dir=settings.data_dir), train=training)
-    loaded = config.task_settings.load(config.data, config.seed)
-    base = models.find(
-        settings.model or config.model, config.task_settings.auto_class, config.seed, say=Console(speaks=True).say
-    )
-    base.model_kwargs = loaded.model_kwargs(base.checkpoint_config())
-    fresh = base.fresh(config.train.model_dropout)
-    model = config.method_settings.apply(fresh, config.task_settings.task_type, base.modules_to_save(fresh))
-    tokenizer = base.tokenizer()
-    workload = Workload(loaded, tokenizer, loaded.encode(tokenizer, "train"), {})
-    return config, model, workload, make_plan(workload.train, config.train, config.seed, processes=1)
+    data = replace(config.data, dir=settings.data_dir)
+    return replace(config, model=settings.model or config.model, data=data, train=training)
 
 
 def bare_loop(model: nn.Module, config: RunConfig, workload: Workload, plan: Plan, device: torch.device) -> float:
     """Returns the seconds of the loop that one would write by hand."""
+    options = config.train
     model.to(device)
     batches = [workload.batch(plan.order.batch(step), device) for step in range(plan.total)]
     trained = list(trained_parameters(model).values())
-    options = config.train
-    optimizer = torch.optim.AdamW(
-        trained,
-        betas=(options.adam_beta1, options.adam_beta2),
-        eps=options.adam_epsilon,
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
+    optimizer = make_optimizer(model, options, device)
     model.train()
     started = time.perf_counter()
     for step, batch in enumerate(batches):
         seed_everything(step_seed(config.seed, step, 0))
         for group in optimizer.param_groups:
-            group["lr"] = options.learning_rate * schedule(options, step, plan.total)
+            group["lr"] = group["peak"] * schedule(options, step, plan.total)
         loss, count = workload.task.loss(model, batch, label_smoothing=options.label_smoothing)
         (loss / count).backward()
         if options.max_grad_norm is not None:
@@ -125,8 +111,10 @@ def synchronize(device: torch.device) -> None:
 
 def compare(settings: Settings) -> dict[str, float]:
     """Returns the medians over turns: seconds of each loop, and the harness's throughput over the bare loop's."""
-    config, model, workload, plan = prepare(settings)
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    config = cut_recipe(settings)
+    accelerator = make_accelerator(config)
+    setup = prepare(config, accelerator, Console(speaks=True))
+    model, workload, plan = setup.model, setup.workload, setup.plan
     turns = []
     for turn in range(settings.turns + 1):
         bare, ours = copy.deepcopy(model), copy.deepcopy(model)
@@ -139,6 +127,7 @@ def compare(settings: Settings) -> dict[str, float]:
         theirs = trained_parameters(bare)
         for name, parameter in trained_parameters(ours).items():
             torch.testing.assert_close(parameter, theirs[name], rtol=1e-3, atol=1e-4)
+        accelerator.free_memory()
         if turn:  # the first one warms up
             turns.append(seconds)
     return {

@@ -106,6 +106,13 @@ class Glue:
             split = source.splits[name]
             rows = subset(range(len(split.labels)), data_config.eval_limit, EVALUATION_SEED)
             examples[name] = split.take(rows)
+        if self.declaration.is_regression:
+            for name, split in examples.items():
+                if len(split.labels) < 2:
+                    raise UserError(
+                        f"task {self.declaration.name}: {name} has {len(split.labels)} example and a correlation needs "
+                        "at least 2: give a larger --data.eval-limit or more data"
+                    )
         facts = {
             "dataset": f"GLUE, {self.declaration.folder}",
             "origin": source.origin,

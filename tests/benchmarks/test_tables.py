@@ -20,12 +20,14 @@ def write_run(folder: Path, rate: float, seed: int, held_out: float | None, scor
     run = {
         "schema_version": 2,
         "method": {"name": "lora"},
-        "task": {"name": "rte"},
-        "model": {},
+        "task": {"name": "rte", "version": 1},
+        "model": {"sha256": "f00d"},
+        "init_from": None,
         "seed": seed,
-        "config": {"train": {"learning_rate": rate}},
+        "config": {"seed": seed, "output_dir": str(seed), "train": {"learning_rate": rate, "epochs": 3.0}},
+        "data": {"train_examples": 90, "train_subset": f"drawn by seed {seed}"},
         "parameters": {"adapter": 1000, "norm": 24, "head": 770},
-        "train": {},
+        "train": {"steps": 9, "batch_size": 10},
         "evaluations": {
             "held_out": {"metrics": {"loss": 9.0, "accuracy": scores[0]}, "selection": {"value": held_out}},
             "published": {"metrics": {"loss": 9.0, "accuracy": scores[1]}, "selection": {"value": scores[1]}},
@@ -71,6 +73,29 @@ def test_learning_rates_without_a_common_seed_cannot_be_compared(tmp_path):
     write_run(tmp_path, 1e-2, 1, 0.7, (0.5, 0.5))
     write_run(tmp_path, 1e-3, 2, 0.7, (0.5, 0.5))
     with pytest.raises(UserError, match="no seed in common"):
+        tables.tables(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda run: run["task"].update(version=2), "their version of the task differs"),
+        (lambda run: run["model"].update(sha256="other"), "their base model's sha256 differs"),
+        (lambda run: run["data"].update(train_examples=80), "their data differs"),
+        (lambda run: run["train"].update(steps=90), "their number of steps differs"),
+        (lambda run: run["config"]["train"].update(epochs=9.0), "their train differs"),
+        (lambda run: run.update(init_from={"task": "mnli"}), "their start differs"),
+        (lambda run: run.update(seed=1), "two of them are of one seed"),
+    ],
+)
+def test_runs_that_do_not_belong_together_are_refused(change, says, tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path, 1e-2, seed, 0.7, (0.5, 0.5))
+    path = tmp_path / "0.01-2.json"
+    run = json.loads(path.read_text())
+    change(run)
+    path.write_text(json.dumps(run))
+    with pytest.raises(UserError, match=says):
         tables.tables(tmp_path)
 
 

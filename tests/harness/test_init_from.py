@@ -85,7 +85,8 @@ def test_the_result_says_where_the_start_came_from(run):
         "step": step,
         "copied": 256,
     }
-    words = f"256 parameters trained on toy-classes (preset quick, seed 5, published, step {step}), head afresh"
+    origin = f"toy-classes (preset quick, seed 5, published, step {step})"
+    words = f"256 parameters trained on {origin}; the head is not taken over"
     assert f"start: {words}" in out
     assert f"start: {words}" in err
 
@@ -165,7 +166,7 @@ class TestRefusals:
 
     def test_a_method_that_trains_the_head_alone(self, donor, refused):
         donor(method="head")
-        refused("--method head trains the head alone, and the head starts afresh", method="head")
+        refused("--method head trains the head alone, and the head is not taken over", method="head")
 
 
 def test_a_stopped_run_goes_on_only_from_the_same_start(run, run_here, arguments, monkeypatch, assert_refused):

@@ -16,8 +16,9 @@ SMALL = ("--train.max-steps", "2", "--train.save-every", "1", "--train.eval-ever
 
 def results_of(*metrics):
     """What :mod:`harness.summary` needs of results with these metrics, seeds from 0."""
+    same = {"task": {"version": 1}, "model": {"sha256": "f00d"}, "init_from": None}
     return [
-        {"seed": seed, "evaluations": {"last": {"selected_by": "the last step", "metrics": found}}}
+        {**same, "seed": seed, "evaluations": {"last": {"selected_by": "the last step", "metrics": found}}}
         for seed, found in enumerate(metrics)
     ]
 
@@ -90,7 +91,7 @@ def test_resume_keeps_goes_on_and_starts(run_here, arguments, what_counts, monke
     monkeypatch.delenv("TOY_FAULT")
     assert (code, out) == (130, "")
     assert "--seeds 0 1 2 --resume" in err.splitlines()[-1]
-    assert not Path("out/seed2").exists()
+    assert not Path("out/seed2/result.json").exists()
     finished = Path("out/seed0/result.json")
     before = finished.stat().st_mtime_ns, finished.read_bytes()
     code, out, err = run_here(arguments(*SMALL, "--seeds", "0", "1", "2", "--resume", "--json"))
@@ -100,6 +101,38 @@ def test_resume_keeps_goes_on_and_starts(run_here, arguments, what_counts, monke
     assert json.loads(out)["seeds"] == [0, 1, 2]
     for seed in range(3):
         assert what_counts(Path(f"out/seed{seed}")) == what_counts(Path(f"whole/seed{seed}"))
+
+
+def test_overwriting_leaves_no_result_of_before(run_here, arguments, monkeypatch):
+    """A run that is then interrupted and resumed must not take the old result of a later seed for its own."""
+    flags = [*SMALL, "--seeds", "0", "1"]
+    assert run_here(arguments(*flags))[0] == 0
+    monkeypatch.setenv("TOY_FAULT", "interrupt-loss-2")
+    assert run_here(arguments(*flags, "--overwrite"))[0] == 130
+    monkeypatch.delenv("TOY_FAULT")
+    assert {path.name for path in Path("out/seed1").iterdir()} == {"config.toml"}
+    _, _, err = run_here(arguments(*flags, "--resume"))
+    assert "is finished" not in err
+
+
+def test_bad_input_deletes_no_seed_s_result(run_here, arguments, assert_refused):
+    flags = [*SMALL, "--seeds", "0", "1"]
+    assert run_here(arguments(*flags))[0] == 0
+    assert_refused(
+        *run_here(arguments(*flags, "--overwrite", "--train.batch-size", "1000")), "seed 0: --train.batch-size"
+    )
+    assert all(Path(f"out/seed{seed}/result.json").is_file() for seed in (0, 1))
+
+
+@pytest.mark.parametrize("change", ["task", "model", "init_from"])
+def test_results_that_do_not_belong_together_are_refused(change, run_here, arguments, assert_refused):
+    flags = [*SMALL, "--seeds", "0", "1"]
+    assert run_here(arguments(*flags))[0] == 0
+    path = Path("out/seed1/result.json")
+    stored = json.loads(path.read_text())
+    stored[change] = {**(stored[change] or {}), "version": 99, "sha256": "other"}
+    path.write_text(json.dumps(stored))
+    assert_refused(*run_here(arguments(*flags, "--resume")), "the seeds' results do not belong together")
 
 
 @pytest.mark.parametrize(

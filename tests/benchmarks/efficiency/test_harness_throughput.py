@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from benchmarks.efficiency import harness_throughput
-from benchmarks.efficiency.harness_throughput import Settings, bare_loop, compare, main, prepare
+from benchmarks.efficiency.harness_throughput import Settings, bare_loop, compare, cut_recipe, main
 from harness.checkpoint import trained_parameters
+from harness.console import Console
 from harness.errors import run_command
+from harness.preparation import prepare
+from harness.run import make_accelerator
 
 FIGURES = {"bare_seconds", "harness_seconds", "throughput_ratio"}
 
@@ -34,7 +37,8 @@ def test_the_loops_end_with_the_same_parameters(method, settings, monkeypatch):
     monkeypatch.setattr(torch.testing, "assert_close", assert_close)
     settings = replace(settings, method=method)
     assert compare(settings).keys() == FIGURES
-    _, untrained, _, _ = prepare(settings)
+    config = cut_recipe(settings)
+    untrained = prepare(config, make_accelerator(config), Console(speaks=False)).model
     start = list(trained_parameters(untrained).values())
     assert len(compared) == 2 * len(start)  # the turn that warms up and the measured one
     for (ours, _), before in zip(compared, 2 * start, strict=True):
