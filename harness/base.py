@@ -116,9 +116,9 @@ class Base:
                 "belongs to the model"
             )
         positions = getattr(config, "max_position_embeddings", None)
-        if config.model_type in POSITIONS_AFTER_PADDING and isinstance(config.pad_token_id, int):
-            positions -= config.pad_token_id + 1
         if isinstance(positions, int) and positions > 0:
+            if config.model_type in POSITIONS_AFTER_PADDING and isinstance(config.pad_token_id, int):
+                positions -= config.pad_token_id + 1
             tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
