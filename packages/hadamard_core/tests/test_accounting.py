@@ -38,8 +38,9 @@ def lora(base, **settings):
 def test_a_frozen_model_and_one_trained_in_full():
     base = model()
     norms = 25 * 2 * 768
+    pooler = 768 * 768 + 768  # serves the head alone
 
-    assert count_parameters(base) == ParameterCounts(BACKBONE - norms, norms, HEAD, 0)
+    assert count_parameters(base) == ParameterCounts(BACKBONE - norms - pooler, norms, HEAD + pooler, 0)
     base.requires_grad_(False)
     assert count_parameters(base) == ParameterCounts(0, 0, 0, BACKBONE + HEAD)
     assert count_parameters(base).total == base.num_parameters()
