@@ -192,18 +192,18 @@ class TestPlainPeft:
     """The adapter in transformers and peft alone, as a user would write it."""
 
     @pytest.mark.parametrize(
-        ("method", "kind"),
+        ("method", "kind", "task", "labels"),
         [
-            ("hut", "bert"),
-            ("lora", "bert"),
-            ("hut", "roberta"),
-            ("lora", "roberta"),
-            ("hut", "gpt2"),
-            ("lora", "gpt2"),
-            ("lora", "distilbert"),
+            ("hut", "bert", "mrpc", 2),
+            ("lora", "bert", "mnli", 3),
+            ("hut", "roberta", "mnli", 3),
+            ("lora", "roberta", "stsb", 1),
+            ("hut", "gpt2", "stsb", 1),
+            ("lora", "gpt2", "mrpc", 2),
+            ("hut", "gpt2", "mnli", 3),
+            ("lora", "distilbert", "mrpc", 2),
         ],
     )
-    @pytest.mark.parametrize(("task", "labels"), [("mrpc", 2), ("mnli", 3), ("stsb", 1)])
     def test_it_gives_the_stored_predictions(self, task, labels, method, kind, run, checkpoint, glue_folder):
         _, folder, _ = run(task, method=method, kind=kind)
         stored = read_predictions(folder)
