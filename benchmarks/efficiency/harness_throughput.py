@@ -3,19 +3,21 @@
 The bare loop is what one would write by hand for one process: forward, backward, clipping, AdamW, over batches that are
 already padded. The harness runs its own loop on the same model, the same batches in the same order and the same
 optimiser, with its padding, sums over processes, checks for divergence and checkpoints. They run in turn, each as often
-first as the other; the figure is the median of the ratios of a turn. Both end with the same parameters, which is
-checked: a loop that does less is no floor.
+first as the other. A busy machine slows some steps of some turns, so each step counts with its median over the turns;
+the figure is the sum of one loop's steps over that of the other's, preparation and checkpoints included. Both loops end
+with the same parameters, which is checked: a loop that does less is no floor.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -67,15 +69,15 @@ def cut_recipe(settings: Settings) -> RunConfig:
     return replace(config, model=settings.model or config.model, data=data, train=training)
 
 
-def bare_loop(model: nn.Module, config: RunConfig, workload: Workload, plan: Plan, device: torch.device) -> float:
-    """Returns the seconds of the loop that one would write by hand."""
+def bare_loop(model: nn.Module, config: RunConfig, workload: Workload, plan: Plan, device: torch.device) -> list[float]:
+    """Returns the seconds of each step, and of what follows the last, of the loop that one would write by hand."""
     options = config.train
     model.to(device)
     batches = [workload.batch(plan.order.batch(step), device) for step in range(plan.total)]
     trained = list(trained_parameters(model).values())
     optimizer = make_optimizer(model, options, device)
     model.train()
-    started = time.perf_counter()
+    watch = Stopwatch(device)
     for step, batch in enumerate(batches):
         seed_everything(step_seed(config.seed, step, 0))
         for group in optimizer.param_groups:
@@ -86,39 +88,69 @@ def bare_loop(model: nn.Module, config: RunConfig, workload: Workload, plan: Pla
             torch.nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-    synchronize(device)
-    return time.perf_counter() - started
+        watch.update()
+    return watch.stop()
 
 
 def harness_loop(
     model: nn.Module, config: RunConfig, workload: Workload, plan: Plan, accelerator: Accelerator
-) -> float:
-    """Returns the seconds of the harness's loop, checkpoints included."""
+) -> list[float]:
+    """Returns the same of the harness's loop; preparation is in the first step, the last checkpoint in what follows."""
     with tempfile.TemporaryDirectory() as folder:
         store = CheckpointStore(Path(folder) / "checkpoint", {})
         model.to(accelerator.device)
-        started = time.perf_counter()
-        train(model, workload, config, plan, accelerator, store, Console(speaks=False))
-        synchronize(accelerator.device)
-        return time.perf_counter() - started
+        watch = Stopwatch(accelerator.device)
+        train(model, workload, config, plan, accelerator, store, WatchedConsole(False, watch))
+        return watch.stop()
 
 
-def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+class Stopwatch:
+    """Seconds between updates; it can stand for the progress bar of a training loop, which is updated at each step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._seconds = device, []
+        self._last = self._now()
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def update(self, n: float = 1) -> None:
+        now = self._now()
+        self._seconds.append(now - self._last)
+        self._last = now
+
+    def set_postfix_str(self, s: str) -> None:
+        pass
+
+    def stop(self) -> list[float]:
+        """Returns all seconds, up to now."""
+        self.update()
+        return self._seconds
+
+
+@dataclass(frozen=True)
+class WatchedConsole(Console):
+    """A silent console whose bar is a stopwatch."""
+
+    watch: Stopwatch
+
+    @contextlib.contextmanager
+    def bar(self, description: str, total: int, unit: str) -> Iterator[Stopwatch]:
+        yield self.watch
 
 
 def compare(settings: Settings) -> dict[str, float]:
-    """Returns the medians over turns: seconds of each loop, and the harness's throughput over the bare loop's."""
+    """Returns the seconds of both loops, each step its median over turns, and the ratio of their throughputs."""
     config = cut_recipe(settings)
     accelerator = make_accelerator(config)
     setup = prepare(config, accelerator, Console(speaks=True))
     model, workload, plan = setup.model, setup.workload, setup.plan
-    turns = []
+    turns: list[dict[str, list[float]]] = []
     for turn in range(settings.turns + 1):
         bare, ours = copy.deepcopy(model), copy.deepcopy(model)
-        seconds: dict[str, float] = {}
+        seconds: dict[str, list[float]] = {}
         for name in ("bare", "harness") if turn % 2 else ("harness", "bare"):
             if name == "bare":
                 seconds[name] = bare_loop(bare, config, workload, plan, accelerator.device)
@@ -130,10 +162,14 @@ def compare(settings: Settings) -> dict[str, float]:
         accelerator.free_memory()
         if turn:  # the first one warms up
             turns.append(seconds)
+    bare_seconds, harness_seconds = (
+        sum(statistics.median(step) for step in zip(*(turn[name] for turn in turns), strict=True))
+        for name in ("bare", "harness")
+    )
     return {
-        "bare_seconds": statistics.median(turn["bare"] for turn in turns),
-        "harness_seconds": statistics.median(turn["harness"] for turn in turns),
-        "throughput_ratio": statistics.median(turn["bare"] / turn["harness"] for turn in turns),
+        "bare_seconds": bare_seconds,
+        "harness_seconds": harness_seconds,
+        "throughput_ratio": bare_seconds / harness_seconds,
     }
 
 
@@ -145,8 +181,8 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps({**found, "settings": {name: str(value) for name, value in vars(settings).items()}}))
         return 0
     print(
-        f"{settings.method} on {settings.task}, preset {settings.preset}: {settings.steps} steps a loop, medians of "
-        f"{settings.turns} interleaved turns, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
+        f"{settings.method} on {settings.task}, preset {settings.preset}: {settings.steps} steps a loop, each step the "
+        f"median of {settings.turns} interleaved turns, {torch.get_num_threads()} threads, torch {torch.__version__}\n"
         f"bare loop {found['bare_seconds']:.2f} s, harness {found['harness_seconds']:.2f} s; throughput of the harness "
         f"over the bare loop: {found['throughput_ratio']:.3f}"
     )

@@ -90,7 +90,7 @@ def test_the_text_says_what_was_measured(settings, capfd):
     capfd.readouterr()
     assert main(arguments(settings)) == 0
     out = capfd.readouterr().out
-    assert "hut on cola, preset quick: 8 steps a loop, medians of 1 interleaved turns, 1 threads" in out
+    assert "hut on cola, preset quick: 8 steps a loop, each step the median of 1 interleaved turns, 1 threads" in out
     assert "throughput of the harness over the bare loop" in out
 
 
