@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -20,8 +20,18 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hadamard_core.config import HadamardConfig
-from hadamard_core.functional import prefers_weight, rows_of, scaled_linear, scaled_weight
+from hadamard_core.functional import (
+    Slices,
+    prefers_weight,
+    scale_in_of_parts,
+    scale_shift,
+    scaled_linear,
+    scaled_weight,
+)
 from hadamard_core.orientation import OutputSlice, features, weight_as_linear
+
+# What peft calls a sample without adapter in ``adapter_names``.
+NO_ADAPTER = "__base__"
 
 
 class Vectors(NamedTuple):
@@ -36,6 +46,24 @@ class Vectors(NamedTuple):
     scale_in: Tensor | None = None
     scale_out: Tensor | None = None
     shift: Tensor | None = None
+
+
+class AdapterOfSamples(list):
+    """The adapter of each sample of a batch, by name; keeps their numbers on the device for all layers."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__(names)
+        self._numbered: dict[tuple, tuple[list[str], Tensor]] = {}
+
+    def numbered(self, known: Container[str], device: torch.device) -> tuple[list[str], Tensor]:
+        """The names, each once, those that are not ``known`` as one without adapter; and each sample's place there."""
+        names = [name if name in known else NO_ADAPTER for name in self]
+        key = (*names, device)
+        if key not in self._numbered:
+            unique = list(dict.fromkeys(names))
+            index = torch.tensor([unique.index(name) for name in names], device=device)
+            self._numbered[key] = unique, index
+        return self._numbered[key]
 
 
 class ScaledLinear(nn.Module, BaseTunerLayer):
@@ -127,12 +155,11 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
     def _own_adapters(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if name in self.slices]
 
-    def _combine(self, adapter_names: Sequence[str]) -> tuple[Vectors, Tensor | None]:
+    def _combine(self, adapter_names: Sequence[str]) -> tuple[Vectors, Slices | None]:
         """The vectors of several adapters together, over all output features.
 
         Returns:
-            the vectors, with ``scale_in`` of shape (parts, in_features) where slices are adapted, and then for each
-            output feature its part (-1: none), else None.
+            the vectors and, where slices have a ``scale_in``, which; ``scale_in`` then has a row for each of them.
         """
         if all(self.slices[name] is None for name in adapter_names):
             return reduce(_compose, (self.vectors(name)[0] for name in adapter_names)), None
@@ -141,83 +168,145 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
         for name in adapter_names:
             for own, vectors in zip(self.slices[name] or (whole,), self.vectors(name), strict=True):
                 by_slice[own] = _compose(by_slice[own], vectors) if own in by_slice else vectors
-        if whole in by_slice and len(by_slice) > 1:
+        if len({(own.parts, own.groups) for own in by_slice}) > 1:
             raise ValueError(
-                f"Of the active adapters ({', '.join(adapter_names)}) some adapt slices of a fused projection and "
-                "others all of it; activate or merge them one at a time."
+                f"The active adapters ({', '.join(adapter_names)}) cut a fused projection in different ways, such as "
+                "slices of it and all of it; activate or merge them one at a time."
             )
         return self._spread(by_slice)
 
-    def _spread(self, by_slice: dict[OutputSlice, Vectors]) -> tuple[Vectors, Tensor | None]:
+    def _spread(self, by_slice: dict[OutputSlice, Vectors]) -> tuple[Vectors, Slices | None]:
         """Lays the vectors of slices out over all output features: ones and zeros where no slice is adapted."""
-        weight = self.get_base_layer().weight
-        parts = torch.full((self.out_features,), -1, device=weight.device)
-        indices = [own.index(self.out_features).to(weight.device) for own in by_slice]
-        for part, index in enumerate(indices):
-            parts[index] = part
+        layout = next(iter(by_slice))
+        by_part = {own.part: vectors for own, vectors in by_slice.items()}
 
         def spread(name: str, fill: float) -> Tensor | None:
-            vectors = [getattr(v, name) for v in by_slice.values()]
-            if all(v is None for v in vectors):
+            given = {part: getattr(vectors, name) for part, vectors in by_part.items()}
+            like = next((vector for vector in given.values() if vector is not None), None)
+            if like is None:
                 return None
-            like = next(v for v in vectors if v is not None)
-            full = like.new_full((self.out_features,), fill)
-            for index, vector in zip(indices, vectors, strict=True):
-                if vector is not None:
-                    full = full.index_copy(0, index, vector)
-            return full
+            filler = torch.full_like(like, fill)
+            every = [given.get(part) for part in range(layout.parts)]
+            by_group = [(filler if one is None else one).unflatten(0, (layout.groups, -1)) for one in every]
+            return torch.stack(by_group, 1).flatten()
 
-        scales_in = [v.scale_in for v in by_slice.values()]
-        if all(scale is None for scale in scales_in):
-            return Vectors(None, spread("scale_out", 1.0), spread("shift", 0.0)), None
-        like = next(scale for scale in scales_in if scale is not None)
-        scale_in = torch.stack([torch.ones_like(like) if scale is None else scale for scale in scales_in])
-        return Vectors(scale_in, spread("scale_out", 1.0), spread("shift", 0.0)), parts
+        adapted = tuple(part for part, vectors in by_part.items() if vectors.scale_in is not None)
+        scale_in = torch.stack([by_part[part].scale_in for part in adapted]) if adapted else None
+        slices = Slices(adapted, layout.parts, layout.groups) if adapted else None
+        return Vectors(scale_in, spread("scale_out", 1.0), spread("shift", 0.0)), slices
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        active = self._own_adapters(self.active_adapters)
+    def _combine_mixed(self, adapter_names: Sequence[str]) -> tuple[Vectors, Slices | None]:
+        """The vectors of several adapters side by side, a row for each; ones and zeros for one that is not here.
+
+        Returns:
+            the vectors and, where slices have a ``scale_in``, which; ``scale_in`` is then (slices, adapters, in).
+        """
+        found = {name: self._combine([name]) for name in self._own_adapters(dict.fromkeys(adapter_names))}
+        layouts = {(slices.parts, slices.groups) for _, slices in found.values() if slices is not None}
+        whole = any(v.scale_in is not None and slices is None for v, slices in found.values())
+        if len(layouts) + whole > 1:
+            raise ValueError(
+                f"The adapters of this batch ({', '.join(found)}) cut a fused projection in different ways, such as "
+                "slices of it and all of it; give them in batches of their own."
+            )
+
+        def stack(vectors: dict[str, Tensor | None], fill: float) -> Tensor | None:
+            like = next((vector for vector in vectors.values() if vector is not None), None)
+            if like is None:
+                return None
+            filler = torch.full_like(like, fill)
+            rows = [vectors.get(name) for name in adapter_names]
+            return torch.stack([filler if row is None else row for row in rows])
+
+        scale_out = stack({name: v.scale_out for name, (v, _) in found.items()}, 1.0)
+        shift = stack({name: v.shift for name, (v, _) in found.items()}, 0.0)
+        if not layouts:
+            return Vectors(stack({name: v.scale_in for name, (v, _) in found.items()}, 1.0), scale_out, shift), None
+        scales = {
+            name: dict(zip(slices.adapted, v.scale_in, strict=True))
+            for name, (v, slices) in found.items()
+            if slices is not None
+        }
+        adapted = tuple(sorted(set().union(*scales.values())))
+        by_part = [stack({name: own.get(part) for name, own in scales.items()}, 1.0) for part in adapted]
+        return Vectors(torch.stack(by_part), scale_out, shift), Slices(adapted, *layouts.pop())
+
+    def forward(self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Tensor:
+        """The adapted projection of ``x``, (..., in_features).
+
+        Args:
+            adapter_names: the adapter of each sample, ``"__base__"`` for none, in place of the active adapters; see
+                ``HadamardTuner``.
+        """
+        if adapter_names is not None:
+            return self._forward_mixed(x, adapter_names)
         if self.disable_adapters and self.merged:
             self.unmerge()
-        if self.disable_adapters or self.merged or not active:
+        active = () if self.disable_adapters or self.merged else self._own_adapters(self.active_adapters)
+        if not active:
             return self.base_layer(x, *args, **kwargs)
-        vectors, parts = self._combine(active)
+        vectors, slices = self._combine(active)
         # All adapters compute the same function either way; the first one's wish is as good as any.
         compute = self.compute[active[0]]
-        if self._calls_base_layer(x, vectors.scale_in, parts, compute):
-            return self._around_base_layer(x, vectors, parts)
+        if self._calls_base_layer(x, slices, compute):
+            return self._around_base_layer(x, vectors, slices)
         base = self.get_base_layer()
-        return scaled_linear(x, weight_as_linear(base), base.bias, *vectors, parts=parts, compute=compute)
+        return scaled_linear(x, weight_as_linear(base), base.bias, *vectors, slices=slices, compute=compute)
 
-    def _calls_base_layer(self, x: Tensor, scale_in: Tensor | None, parts: Tensor | None, compute: str) -> bool:
+    def _forward_mixed(self, x: Tensor, adapter_names: Sequence[str]) -> Tensor:
+        if self.merged:
+            raise ValueError(
+                f"adapter_names is given, but {', '.join(self.merged_adapters)} is merged; unmerge it before adapters "
+                "are mixed in one batch."
+            )
+        if len(adapter_names) != len(x):
+            raise ValueError(f"adapter_names has {len(adapter_names)} names for {len(x)} samples; give one for each.")
+        if not isinstance(adapter_names, AdapterOfSamples):
+            adapter_names = AdapterOfSamples(adapter_names)
+        names, index = adapter_names.numbered(self.slices, x.device)
+        if names == [NO_ADAPTER]:
+            return self.base_layer(x)
+        vectors, slices = self._combine_mixed(names)
+        if slices is not None or self._calls_base_layer(x, None, "activation"):
+            return self._around_base_layer(x, vectors, slices, index)
+        base = self.get_base_layer()
+        return scaled_linear(x, weight_as_linear(base), base.bias, *vectors, index=index)
+
+    def _calls_base_layer(self, x: Tensor, slices: Slices | None, compute: str) -> bool:
         """Whether the product is left to the base layer rather than to ``scaled_linear``.
 
         Its product is its own affair where it is quantised or somebody has hooked or replaced its call, as accelerate
-        does to move weights. With parts in the activation way, each part has its own product of the whole, which for
-        few tokens costs less than scaling the weight.
+        does to move weights. With slices in the activation way, each has its own product of the whole, which for few
+        tokens costs less than scaling the weight.
         """
         base = self.get_base_layer()
         hooked = base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base)
         if self.quantization_backend is not None or hooked:
             return True
-        if parts is None or compute == "weight":
+        if slices is None or compute == "weight":
             return False
-        tokens = (len(scale_in) + 1) * math.prod(x.shape[:-1])
+        tokens = (len(slices.adapted) + 1) * math.prod(x.shape[:-1])
         return compute == "activation" or not prefers_weight(tokens, weight_as_linear(base))
 
-    def _around_base_layer(self, x: Tensor, vectors: Vectors, parts: Tensor | None) -> Tensor:
-        """The activation way around calls of the base layer."""
+    def _around_base_layer(
+        self, x: Tensor, vectors: Vectors, slices: Slices | None, index: Tensor | None = None
+    ) -> Tensor:
+        """The activation way around calls of the base layer; with ``index``, vectors have a row for each adapter."""
         scale_in, scale_out, shift = vectors
         bias = self.get_base_layer().bias
-        if parts is None:
-            y = self.base_layer(x if scale_in is None else (x * scale_in).to(x.dtype))
+        if slices is None:
+            y = self.base_layer(scale_shift(x, scale_in, None, index))
         else:
             y = self.base_layer(x)
-            for part, scale in enumerate(scale_in):
-                y = torch.where(parts == part, self.base_layer((x * scale).to(x.dtype)), y)
-        scaled = y if scale_out is None else y * scale_out
+            parts = torch.arange(slices.parts, device=x.device)
+            part_of_feature = parts.repeat_interleave(self.out_features // (slices.parts * slices.groups))
+            part_of_feature = part_of_feature.repeat(slices.groups)
+            for part, scale in zip(slices.adapted, scale_in, strict=True):
+                y = torch.where(part_of_feature == part, self.base_layer(scale_shift(x, scale, None, index)), y)
+        correction = shift
         if scale_out is not None and bias is not None:
-            scaled = scaled + bias * (1 - scale_out)
-        return (scaled if shift is None else scaled + shift).to(y.dtype)
+            correction = bias * (1 - scale_out) if shift is None else bias * (1 - scale_out) + shift
+        return scale_shift(y, scale_out, correction, index)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Folds adapters into the base layer.
@@ -235,11 +324,15 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
         base = self.get_base_layer()
         original = self._original or self._keep_original()
         with torch.no_grad():
-            vectors, parts = self._combine([*self.merged_adapters, *names])
-            weight = scaled_weight(original.weight, rows_of(vectors.scale_in, parts), vectors.scale_out)
+            (scale_in, scale_out, shift), slices = self._combine([*self.merged_adapters, *names])
+            layout = {}
+            if slices is not None:
+                layout = {"parts": slices.parts, "groups": slices.groups}
+                scale_in = scale_in_of_parts(scale_in, slices)
+            weight = scaled_weight(original.weight, scale_in, scale_out, **layout)
             bias = original.bias
-            if vectors.shift is not None:
-                bias = (vectors.shift if bias is None else bias + vectors.shift).to(weight.dtype)
+            if shift is not None:
+                bias = (shift if bias is None else bias + shift).to(weight.dtype)
         if safe_merge:
             for kind, values in (("weight", weight), ("bias", bias)):
                 if values is not None and not torch.isfinite(values).all():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 
 from hadamard_core.config import HadamardConfig
-from hadamard_core.layer import ScaledLinear
+from hadamard_core.layer import NO_ADAPTER, AdapterOfSamples, ScaledLinear
 from hadamard_core.orientation import has_known_forward, is_supported
 from hadamard_core.targets import Target, find_targets
 
@@ -20,6 +22,11 @@ class HadamardTuner(BaseTuner):
 
     Subclasses set ``prefix``, the prefix of their layers' parameter containers, and ``tuner_layer_cls``, a
     :class:`~hadamard_core.layer.ScaledLinear`.
+
+    Mixed batches: the model takes peft's argument ``adapter_names``, in ``forward`` and ``generate``: a list with the
+    adapter of each sample, ``"__base__"`` for none, which takes the place of the active adapters. One product with each
+    frozen weight serves all of them. Unlike in peft's LoRA this also trains: every adapter named gets the gradients of
+    its own samples (``model.set_requires_grad`` says which adapters do).
     """
 
     tuner_layer_cls: type[ScaledLinear]
@@ -94,6 +101,41 @@ class HadamardTuner(BaseTuner):
         else:
             super()._replace_module(parent, child_name, new_module, child)
 
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Hands ``adapter_names`` to the layers during a call of the model; peft's hook for it."""
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        self._check_adapter_names(names)
+        beams = kwargs.get("num_beams") or 1
+        # With beam search the decoder sees each sample as often as there are beams, the encoder once.
+        encoder = self.model.get_encoder() if hasattr(self.model, "get_encoder") else None
+        in_encoder = set() if encoder is None or encoder is self.model else set(encoder.modules())
+        of_samples, of_beams = AdapterOfSamples(names), AdapterOfSamples(n for n in names for _ in range(beams))
+        with ExitStack() as stack:
+            for module in self.modules():
+                if isinstance(module, (ScaledLinear, AuxiliaryTrainingWrapper)):
+                    own = of_samples if module in in_encoder else of_beams
+                    stack.enter_context(_argument(module, own))
+            yield
+
+    def _check_adapter_names(self, names: Sequence[str]) -> None:
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f"adapter_names is {names!r}; give a list with the name of an adapter for each sample.")
+        unknown = sorted(set(names) - set(self.peft_config) - {NO_ADAPTER})
+        if unknown:
+            raise ValueError(
+                f"adapter_names has {', '.join(map(repr, unknown))}, which the model does not have; it has "
+                f"{', '.join(map(repr, self.peft_config))}, and {NO_ADAPTER!r} stands for none."
+            )
+        if self.training and any(getattr(m, "gradient_checkpointing", False) for m in self.model.modules()):
+            raise ValueError(
+                "adapter_names is given in training with gradient checkpointing, which computes layers again when the "
+                "names are no longer known; disable one of the two."
+            )
+
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         if autocast_adapter_dtype:
             super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
@@ -101,3 +143,17 @@ class HadamardTuner(BaseTuner):
         for module in self.model.modules():
             if isinstance(module, self.tuner_layer_cls) and adapter_name in module.slices:
                 module.cast_adapter_to_base_layer(adapter_name)
+
+
+@contextmanager
+def _argument(module: nn.Module, names: AdapterOfSamples) -> Iterator[None]:
+    """Gives every call of ``module`` the argument ``adapter_names``."""
+
+    def add(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return args, {**kwargs, "adapter_names": names}
+
+    handle = module.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,190 @@
+"""What is bound by memory: one pass over activations or weights each.
+
+On CUDA these are kernels in Triton, where it is installed (:mod:`hadamard_core.kernels`). On a CPU, PyTorch has one
+fused, parallel loop for ``x * scale + shift`` and its three gradients in any dtype, with sums in fp32: batch norm in
+evaluation mode, with a mean of zero and a variance of one. Its mean is also a way to subtract a vector from what is
+summed, without a pass of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hadamard_core import kernels
+
+
+def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """The dtype to multiply and add up in: fp64 if one of these is, else fp32."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+def scale_shift(x: Tensor, scale: Tensor | None, shift: Tensor | None, index: Tensor | None = None) -> Tensor:
+    """``x * scale + shift`` in one pass, in the dtype of ``x``.
+
+    Args:
+        x: (tokens, features).
+        scale: (features,); with ``index``, (adapters, features).
+        shift: as ``scale``.
+        index: (samples,), the adapter of each sample; all samples have equally many tokens.
+    """
+    if scale is None and shift is None:
+        return x
+    if kernels.usable(x):
+        matrices = (None if vector is None else torch.atleast_2d(vector) for vector in (scale, shift))
+        return kernels.scale_shift.scale_shift(_by_sample(x, index), *matrices, index).view(x.shape)
+    if index is not None:
+        gathered = (None if vector is None else vector[index][:, None] for vector in (scale, shift))
+        return _elementwise(_by_sample(x, index), *gathered).view(x.shape)
+    if x.dtype in (torch.bfloat16, torch.float16) and x.numel():
+        zeros, ones = torch.zeros(x.shape[-1]), torch.ones(x.shape[-1])
+        weight = ones if scale is None else scale.float()
+        bias = zeros if shift is None else shift.float()
+        return torch.native_batch_norm(x.contiguous(), weight, bias, zeros, ones, False, 0.0, 0.0)[0]
+    return _elementwise(x, scale, shift)
+
+
+def scale_shift_backward(
+    grad: Tensor,
+    x: Tensor | None,
+    scale: Tensor | None,
+    index: Tensor | None = None,
+    *,
+    center: Tensor | None = None,
+    needs_input: bool = True,
+    needs_scale: bool = True,
+    needs_shift: bool = True,
+    adapters: int = 1,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of :func:`scale_shift`, in one pass over ``grad`` and ``x``; None for one that is not needed.
+
+    Args:
+        grad: (tokens, features).
+        x: (tokens, features); read for the gradient of ``scale`` only.
+        scale: (features,); with ``index``, (adapters, features).
+        index: (samples,), the adapter of each sample; all samples have equally many tokens.
+        center: (features,), subtracted from ``x`` before it is multiplied with ``grad``.
+        adapters: how many there are, with ``index``.
+
+    Returns:
+        ``grad * scale`` in the dtype of ``grad``; the sums over tokens of ``grad * (x - center)`` and of ``grad``, in
+        fp32 (fp64 of fp64): (features,), with ``index`` (adapters, features).
+    """
+    if not (needs_scale or needs_shift):
+        return scale_shift(grad, scale, None, index) if needs_input else None, None, None
+    if kernels.usable(grad):
+        found = kernels.scale_shift.scale_shift_backward(
+            _by_sample(grad, index),
+            None if x is None else _by_sample(x, index),
+            None if scale is None else torch.atleast_2d(scale),
+            index,
+            adapters,
+            center=center,
+            needs_input=needs_input,
+            needs_scale=needs_scale,
+            needs_shift=needs_shift,
+        )
+        of_input, *sums = found
+        sums = (sum_ if sum_ is None or index is not None else sum_[0] for sum_ in sums)
+        return None if of_input is None else of_input.view(grad.shape), *sums
+    if index is not None or not grad.numel():
+        return _sums_by_sample(grad, x, scale, index, center, needs_input, needs_scale, needs_shift, adapters)
+    wide = accumulation_dtype(grad.dtype)
+    grad = grad.contiguous()
+    zeros, ones = grad.new_zeros(grad.shape[-1], dtype=wide), grad.new_ones(grad.shape[-1], dtype=wide)
+    fused = torch.ops.aten.native_batch_norm_backward(
+        grad,
+        grad if x is None else x.contiguous(),
+        ones if scale is None else scale.to(wide),
+        zeros if center is None else center.to(wide),
+        ones,
+        None,
+        None,
+        False,
+        0.0,
+        [needs_input and scale is not None, needs_scale, needs_shift],
+    )
+    of_input = grad if scale is None else fused[0]
+    return of_input if needs_input else None, fused[1] if needs_scale else None, fused[2] if needs_shift else None
+
+
+def _sums_by_sample(
+    grad: Tensor,
+    x: Tensor | None,
+    scale: Tensor | None,
+    index: Tensor | None,
+    center: Tensor | None,
+    needs_input: bool,
+    needs_scale: bool,
+    needs_shift: bool,
+    adapters: int,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    wide = accumulation_dtype(grad.dtype)
+
+    def add_up(product: Tensor) -> Tensor:
+        by_sample = _by_sample(product, index).sum(1)
+        if index is None:
+            return by_sample[0]
+        return by_sample.new_zeros(adapters, by_sample.shape[-1]).index_add_(0, index, by_sample)
+
+    of_scale = None
+    if needs_scale:
+        of_scale = add_up(grad.to(wide) * (x.to(wide) if center is None else x.to(wide) - center))
+    of_shift = add_up(grad.to(wide)) if needs_shift else None
+    return scale_shift(grad, scale, None, index) if needs_input else None, of_scale, of_shift
+
+
+def _by_sample(x: Tensor, index: Tensor | None) -> Tensor:
+    """(tokens, features) as (samples, tokens, features)."""
+    if index is None:
+        return x[None]
+    return x.reshape(len(index), len(x) // max(len(index), 1), x.shape[-1])
+
+
+def _elementwise(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    if scale is None:
+        return (x + shift).to(x.dtype)
+    if shift is None:
+        return (x * scale).to(x.dtype)
+    wide = accumulation_dtype(x.dtype)
+    return torch.addcmul(shift.to(wide), x.to(wide), scale.to(wide)).to(x.dtype)
+
+
+def scaled_weight(
+    weight: Tensor,
+    scale_in: Tensor | None,
+    scale_out: Tensor | None,
+    dtype: torch.dtype | None = None,
+    *,
+    parts: int = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``weight * outer(scale_out, scale_in)``, multiplied in at least fp32, cast once, strides as those of ``weight``.
+
+    Args:
+        weight: (out_features, in_features).
+        scale_in: (in_features,); of a fused projection, (parts, in_features), a row for each part.
+        scale_out: (out_features,).
+        dtype: that of the result; the weight's if None.
+        parts: number of parts of a fused projection.
+        groups: number of groups that each have all parts.
+    """
+    dtype = weight.dtype if dtype is None else dtype
+    if scale_in is None and scale_out is None:
+        return weight.to(dtype)
+    if kernels.usable(weight):
+        matrix = None if scale_in is None else torch.atleast_2d(scale_in)
+        return kernels.scaled_weight.scaled_weight(weight, matrix, scale_out, dtype, parts, groups)
+    wide = accumulation_dtype(*(scale.dtype for scale in (scale_in, scale_out) if scale is not None), weight.dtype)
+    scaled = weight
+    if scale_in is not None:
+        if parts == 1:
+            scaled = scaled * scale_in.reshape(-1).to(wide)
+        else:
+            by_part = weight.unflatten(0, (groups, parts, -1)) * scale_in.to(wide)[:, None]
+            scaled = by_part.flatten(0, 2)
+    if scale_out is not None:
+        column = scale_out.to(wide)[:, None]
+        # The first product is a tensor of its own, so that the second may be written over it.
+        scaled = scaled * column if scaled is weight else scaled.mul_(column)
+    return scaled.to(dtype)

@@ -1,0 +1,113 @@
+"""``y = x * scale + shift``: (IA)^3's scales, SSF, and the Hadamard adapter on activations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hadamard_core.functional import primitives
+from hadamard_core.functional.operators import (
+    Operator,
+    cast_for_autocast,
+    check_devices,
+    check_index,
+    check_shape,
+    rows,
+)
+
+
+def scale_shift(
+    x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, index: Tensor | None = None
+) -> Tensor:
+    """Returns ``x * scale + shift``, in one pass forward and one backward.
+
+    Multiplied, added and, for the gradients, summed in fp32 at least; under autocast, ``x`` is cast to its dtype. A
+    second derivative is refused with a sentence.
+
+    Args:
+        x: (..., features), floating point.
+        scale: (features,), or (adapters, features) together with ``index``; None for ones.
+        shift: as ``scale``; None for zeros.
+        index: integers that say which adapter applies where, of the shape that ``x`` begins with: (batch,) for one
+            adapter a sample, (batch, length) for one a token.
+
+    Returns:
+        (..., features), in the dtype of ``x``.
+
+    Raises:
+        ValueError: shapes do not fit, or tensors are on different devices.
+    """
+    adapters = () if index is None else (_adapters(scale, shift),)
+    for name, vector in (("scale", scale), ("shift", shift)):
+        check_shape(name, vector, (*adapters, x.shape[-1]), "x")
+    check_index(index, x)
+    check_devices(x, scale=scale, shift=shift, index=index)
+    x = cast_for_autocast(x)
+    if scale is None and shift is None:
+        return x
+    return _operator(x, scale, shift, index)
+
+
+def _adapters(scale: Tensor | None, shift: Tensor | None) -> int:
+    return next((len(vector) for vector in (scale, shift) if vector is not None), 1)
+
+
+def _forward(x: Tensor, scale: Tensor | None, shift: Tensor | None, index: Tensor | None) -> Tensor:
+    return primitives.scale_shift(rows(x), scale, shift, None if index is None else index.flatten()).view(x.shape)
+
+
+def _gradients(
+    grad: Tensor, x: Tensor | None, scale: Tensor | None, shift: Tensor | None, index: Tensor | None, needs: list[bool]
+) -> list[Tensor]:
+    """The gradients of x, scale and shift; an empty tensor for one that is not needed."""
+    needs_x, needs_scale, needs_shift = needs
+    found = primitives.scale_shift_backward(
+        rows(grad),
+        rows(x) if needs_scale else None,
+        scale,
+        None if index is None else index.flatten(),
+        needs_input=needs_x,
+        needs_scale=needs_scale,
+        needs_shift=needs_shift,
+        adapters=_adapters(scale, shift),
+    )
+    dtypes = (grad.dtype, None if scale is None else scale.dtype, None if shift is None else shift.dtype)
+    of_x, of_scale, of_shift = (
+        grad.new_empty(0) if one is None else one.to(dtype) for one, dtype in zip(found, dtypes, strict=True)
+    )
+    return [of_x.view(grad.shape) if needs_x else of_x, of_scale, of_shift]
+
+
+@torch.library.custom_op("hadamard::scale_shift", mutates_args=())
+def _op(x: Tensor, scale: Tensor | None, shift: Tensor | None, index: Tensor | None) -> Tensor:
+    return _forward(x, scale, shift, index)
+
+
+@_op.register_fake
+def _(x, scale, shift, index):
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("hadamard::scale_shift_backward", mutates_args=())
+def _backward_op(
+    grad: Tensor, x: Tensor | None, scale: Tensor | None, shift: Tensor | None, index: Tensor | None, needs: list[bool]
+) -> list[Tensor]:
+    grads = _gradients(grad, x, scale, shift, index, needs)
+    return [grads[0].clone() if needs[0] and scale is None else grads[0], *grads[1:]]
+
+
+@_backward_op.register_fake
+def _(grad, x, scale, shift, index, needs):
+    return [
+        torch.empty(like.shape, dtype=like.dtype, device=like.device) if need else grad.new_empty(0)
+        for like, need in zip((grad, scale, shift), needs, strict=True)
+    ]
+
+
+def _save(ctx, inputs, output) -> None:
+    x, scale, shift, index = inputs
+    ctx.how = ()
+    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, scale, shift, index)
+
+
+_operator = Operator("scale_shift", _op, _backward_op, _forward, _gradients, _save, differentiable=3)

@@ -1,0 +1,509 @@
+"""``scaled_linear``: a frozen projection whose input and output are scaled and shifted.
+
+HUT, the Hadamard adapter, (IA)^3, SSF and BitFit are one function with different parts trained::
+
+    scaled_linear(x, W, bias, scale_in, scale_out, shift) = ((x * scale_in) W^T) * scale_out + bias + shift
+
+with a frozen ``W`` of shape (out, in). Autograd on ``W * outer(scale_out, scale_in)`` would compute the full gradient
+of the weight, as expensive as the product itself, only to reduce it to two vectors. There are two cheaper ways to the
+same numbers. ``g`` is the gradient of the result, ``b' = bias + shift``, and colsum adds up all tokens.
+
+``"weight"``
+    y = x W'^T + b' with the scaled weight W' = W * outer(scale_out, scale_in), built anew in every forward: a pass over
+    (out, in). With u = g (W * scale_out)::
+
+        grad x = u * scale_in      grad scale_in = colsum(x * u)      grad scale_out = colsum(g * (y - b')) / scale_out
+
+    Where scale_out is too small to divide by, the product of the columns concerned is computed without it.
+
+``"activation"``
+    Scales x before and y after the product: passes over (tokens, in) and (tokens, out). The bias enters inside the
+    product and is corrected by ``bias * (1 - scale_out)`` after it. With u = (g * scale_out) W::
+
+        grad x = u * scale_in      grad scale_in = colsum(x * u)      grad scale_out = colsum(g * (x W^T))
+
+At the start (scales of one, shift of zero) both give the frozen layer's output bit for bit, because its own product
+with its own bias is what runs. Which way is cheaper depends on the number of tokens against that of features;
+``"auto"`` picks by that. The weight way keeps less for the backward pass: its result, which whatever comes next mostly
+keeps as well, where the activation way keeps the product besides.
+
+``y - b'`` has lost what the rounding of y took, the more the larger the bias is beside the product. Columns where that
+matters take the product anew, without the bias. In 16 bits, which have no digits to give away, that is where the bias
+is not small, so that no gradient is less accurate than that of the activation way in plain autograd by more than a
+factor of two; in fp32 up to five of the 24 bits are let go.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from hadamard_core import kernels
+from hadamard_core.functional.operators import (
+    Operator,
+    cast_for_autocast,
+    check_devices,
+    check_index,
+    check_shape,
+    rows,
+    tokens_of,
+)
+from hadamard_core.functional.primitives import accumulation_dtype, scale_shift, scale_shift_backward, scaled_weight
+
+Compute = Literal["auto", "weight", "activation"]
+"""How :func:`scaled_linear` is computed. The result is the same."""
+
+# Below these magnitudes of scale_out, dividing by it would magnify what underflow or rounding has taken from a product.
+_SMALLEST_DIVISOR = {torch.float16: 1e-2, torch.bfloat16: 1e-12, torch.float32: 1e-12, torch.float64: 1e-100}
+
+# Largest |bias| relative to the root mean square of the product, tokens weighted by g, at which subtracting it back is
+# harmless: the product then keeps, of the dtype's bits, all but log2 of this.
+_LARGEST_RELATIVE_BIAS = {torch.float16: 0.5, torch.bfloat16: 0.5, torch.float32: 32, torch.float64: 1e4}
+# The root mean square is taken over as many tokens, those with the largest gradients.
+_SAMPLED_TOKENS = 32
+
+
+class Slices(NamedTuple):
+    """Which parts of a fused projection have a ``scale_in``.
+
+    The output features are read as (groups, parts, size). GPT-2's ``c_attn`` has 3 parts in 1 group.
+
+    Attributes:
+        adapted: the parts with a ``scale_in``, in the order of its rows.
+        parts: how many there are, of equal size.
+        groups: how many groups that each have all parts.
+    """
+
+    adapted: tuple[int, ...]
+    parts: int
+    groups: int = 1
+
+
+def scaled_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    scale_in: Tensor | None = None,
+    scale_out: Tensor | None = None,
+    shift: Tensor | None = None,
+    *,
+    index: Tensor | None = None,
+    slices: Slices | None = None,
+    compute: Compute = "auto",
+) -> Tensor:
+    """Returns ``((x * scale_in) weight^T) * scale_out + bias + shift``.
+
+    Under autocast, ``x`` is cast to autocast's dtype. Scales keep their own dtype; the scaled weight is multiplied in
+    fp32 at least and cast once to the dtype of ``x``. A second derivative is refused with a sentence.
+
+    Many adapters in one batch: with ``index``, the vectors are matrices with a row for each adapter. Because adapters
+    are vectors, one product with the weight serves all.
+
+    Args:
+        x: (..., in_features).
+        weight: (out_features, in_features), any strides; a floating-point dtype.
+        bias: (out_features,), not scaled.
+        scale_in: (in_features,); with ``index`` (adapters, in_features); with ``slices`` (adapted, in_features).
+        scale_out: (out_features,); with ``index`` (adapters, out_features).
+        shift: as ``scale_out``.
+        index: integers that say which adapter applies where, of the shape that ``x`` begins with: (batch,) for one
+            adapter a sample, (batch, length) for one a token. Computed the activation way, whatever ``compute`` says.
+        slices: which parts of a fused projection ``scale_in`` scales. Computed the weight way, whatever ``compute``
+            says: the product is one. Not together with ``index``.
+        compute: ``"weight"``, ``"activation"`` or ``"auto"``, see the module's docstring.
+
+    Returns:
+        (..., out_features), in the dtype of ``x`` (autocast's under autocast).
+
+    Raises:
+        ValueError: shapes do not fit, tensors are on different devices, or ``compute`` is unknown.
+    """
+    out_features, in_features = weight.shape
+    if compute not in get_args(Compute):
+        raise ValueError(f"compute is {compute!r}; it must be one of {', '.join(map(repr, get_args(Compute)))}.")
+    if x.shape[-1] != in_features:
+        raise ValueError(f"x has {x.shape[-1]} features; weight takes {in_features}.")
+    adapters = () if index is None else (_adapters(scale_in, scale_out, shift),)
+    for name, vector in (("scale_out", scale_out), ("shift", shift)):
+        check_shape(name, vector, (*adapters, out_features), "weight")
+    check_shape(
+        "scale_in",
+        scale_in,
+        (*adapters, in_features) if slices is None else (len(slices.adapted), in_features),
+        "weight",
+    )
+    check_index(index, x)
+    if slices is not None:
+        _check_slices(slices, scale_in, out_features, index)
+    check_devices(x, weight=weight, bias=bias, scale_in=scale_in, scale_out=scale_out, shift=shift, index=index)
+    x = cast_for_autocast(x)
+    if slices is None:
+        adapted, parts, groups = [], 1, 1
+        by_weight = index is None and (
+            compute == "weight" or (compute == "auto" and prefers_weight(tokens_of(x), weight))
+        )
+    else:
+        adapted, parts, groups, by_weight = list(slices.adapted), slices.parts, slices.groups, True
+    return _operator(x, weight, bias, scale_in, scale_out, shift, index, adapted, parts, groups, by_weight)
+
+
+def _adapters(*matrices: Tensor | None) -> int:
+    return next((len(matrix) for matrix in matrices if matrix is not None), 1)
+
+
+def _check_slices(slices: Slices, scale_in: Tensor | None, out_features: int, index: Tensor | None) -> None:
+    if index is not None or scale_in is None:
+        raise ValueError(
+            f"slices are given {'together with index' if scale_in is not None else 'without scale_in'}; they say which "
+            "parts of a fused projection the rows of scale_in scale, for one adapter."
+        )
+    if out_features % (slices.parts * slices.groups) or not set(slices.adapted) <= set(range(slices.parts)):
+        raise ValueError(f"{slices} do not fit a weight with {out_features} output features.")
+
+
+def prefers_weight(tokens: int, weight: Tensor) -> bool:
+    """Whether ``"auto"`` is ``"weight"``: two passes over the weight cost less than two over x and two over y."""
+    out_features, in_features = weight.shape
+    return tokens * (in_features + out_features) >= out_features * in_features
+
+
+def scale_in_of_parts(scale_in: Tensor | None, slices: Slices) -> Tensor | None:
+    """``scale_in`` with a row for each part of a fused projection, ones where it is not adapted."""
+    if scale_in is None:
+        return None
+    ones = torch.ones_like(scale_in[0])
+    by_part = dict(zip(slices.adapted, scale_in, strict=True))
+    return torch.stack([by_part.get(part, ones) for part in range(slices.parts)])
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale_in: Tensor | None,
+    scale_out: Tensor | None,
+    shift: Tensor | None,
+    index: Tensor | None,
+    adapted: list[int],
+    parts: int,
+    groups: int,
+    by_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """y and, in the activation way, the product with the bias before ``scale_out`` (else an empty tensor)."""
+    dtype = x.dtype
+    if by_weight:
+        if adapted:
+            scale_in = scale_in_of_parts(scale_in, Slices(tuple(adapted), parts, groups))
+        scaled = scaled_weight(weight, scale_in, scale_out, dtype, parts=parts, groups=groups)
+        inside = shift if bias is None else bias if shift is None else bias + shift
+        return linear(x, scaled, None if inside is None else inside.to(dtype)), x.new_empty(0)
+    samples = None if index is None else index.flatten()
+    scaled = scale_shift(rows(x), scale_in, None, samples)
+    product = linear(scaled, weight.to(dtype), None if bias is None else bias.to(dtype))
+    correction = shift
+    if bias is not None and scale_out is not None:
+        wide = bias.to(accumulation_dtype(bias.dtype, scale_out.dtype))
+        correction = torch.addcmul(wide, wide, scale_out.to(wide.dtype), value=-1)
+        correction = correction if shift is None else correction + shift
+    y = scale_shift(product, scale_out, correction, samples)
+    shape = (*x.shape[:-1], weight.shape[0])
+    return y.view(shape), x.new_empty(0) if scale_out is None else product.view(shape)
+
+
+def _gradients(
+    grad: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale_in: Tensor | None,
+    scale_out: Tensor | None,
+    shift: Tensor | None,
+    index: Tensor | None,
+    result: Tensor | None,
+    adapted: list[int],
+    parts: int,
+    groups: int,
+    by_weight: bool,
+    needs: list[bool],
+) -> list[Tensor]:
+    """The gradients of x, weight, bias, scale_in, scale_out and shift; an empty tensor for one that is not needed.
+
+    ``x`` and ``result`` are None where no gradient reads them; ``result`` is y in the weight way, and the product with
+    the bias in the activation way.
+    """
+    needs_x, needs_weight, needs_bias, needs_scale_in, needs_scale_out, needs_shift = needs
+    g = rows(grad)
+    x2, result = (None if t is None else rows(t) for t in (x, result))
+    samples = None if index is None else index.flatten()
+    adapters = _adapters(scale_in, scale_out, shift)
+    dtype = grad.dtype
+    of_x = of_weight = of_scale_in = of_scale_out = None
+
+    scaled_g = None  # g * scale_out, in the activation way
+    if by_weight:
+        slices = Slices(tuple(adapted), parts, groups) if adapted else None
+        rows_in = scale_in if slices is None else scale_in_of_parts(scale_in, slices)
+        inside = shift if bias is None else bias if shift is None else bias + shift
+        of_scale_out, total = _grad_of_scale_out(
+            g, result, x2, weight, rows_in, scale_out, inside, parts, groups, needs_scale_out, needs_bias or needs_shift
+        )
+        if needs_x or needs_scale_in:
+            outer = scaled_weight(weight, None, scale_out, dtype)
+            by_part = _through_slices if slices is not None else _through_whole
+            of_x, of_scale_in = by_part(g, x2, outer, scale_in, slices, needs_x, needs_scale_in)
+    else:
+        needs_product = needs_x or needs_scale_in or needs_weight
+        scaled_g, of_scale_out, total = scale_shift_backward(
+            g,
+            result,
+            scale_out,
+            samples,
+            center=bias if needs_scale_out else None,
+            needs_input=needs_product,
+            needs_scale=needs_scale_out,
+            needs_shift=needs_bias or needs_shift,
+            adapters=adapters,
+        )
+        if needs_scale_out and bias is not None:
+            again = _inaccurate(g, result, bias)
+            if again.any():
+                scaled = scale_shift(x2, scale_in, None, samples)
+                product = linear(scaled, weight[again].to(dtype))
+                of_scale_out[..., again] = _column_dots(g[:, again], product, samples, adapters)
+        if needs_x or needs_scale_in:
+            u = scaled_g @ weight.to(dtype)
+            of_x, of_scale_in, _ = scale_shift_backward(
+                u,
+                x2,
+                scale_in,
+                samples,
+                needs_input=needs_x,
+                needs_scale=needs_scale_in,
+                needs_shift=False,
+                adapters=adapters,
+            )
+    if needs_weight:
+        # out * in as for any weight that trains; only then is the third product computed.
+        if by_weight:
+            of_weight = (scale_shift(g, scale_out, None).t() @ x2).to(accumulation_dtype(dtype))
+            of_weight = scaled_weight(of_weight, rows_in, None, weight.dtype, parts=parts, groups=groups)
+        else:
+            of_weight = (scaled_g.t() @ scale_shift(x2, scale_in, None, samples)).to(weight.dtype)
+    of_shift = total
+    of_bias = total if index is None or total is None else total.sum(0)
+    found = (
+        of_x if of_x is None else of_x.view(*grad.shape[:-1], weight.shape[1]),
+        of_weight,
+        of_bias,
+        of_scale_in,
+        of_scale_out,
+        of_shift,
+    )
+    dtypes = (dtype, *(dtype if t is None else t.dtype for t in (weight, bias, scale_in, scale_out, shift)))
+    grads = [one.to(own) if need else grad.new_empty(0) for one, own, need in zip(found, dtypes, needs, strict=True)]
+    if needs_bias and needs_shift and grads[2] is grads[5]:
+        grads[5] = grads[5].clone()
+    return grads
+
+
+def _through_whole(
+    g: Tensor,
+    x: Tensor | None,
+    outer: Tensor,
+    scale_in: Tensor | None,
+    slices: None,
+    needs_x: bool,
+    needs_scale_in: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of x and of scale_in in the weight way; ``outer`` is the weight times scale_out."""
+    return scale_shift_backward(
+        g @ outer, x, scale_in, needs_input=needs_x, needs_scale=needs_scale_in, needs_shift=False
+    )[:2]
+
+
+def _through_slices(
+    g: Tensor, x: Tensor | None, outer: Tensor, scale_in: Tensor, slices: Slices, needs_x: bool, needs_scale_in: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """As :func:`_through_whole`, part by part: the products are as large together as the one of all parts."""
+    of_x, by_part = None, dict.fromkeys(slices.adapted)
+    scales = dict(zip(slices.adapted, scale_in, strict=True))
+    by_feature = g.unflatten(1, (slices.groups, slices.parts, -1))
+    by_row = outer.unflatten(0, (slices.groups, slices.parts, -1))
+    for part in range(slices.parts):
+        own_g, own_weight = by_feature[:, :, part].flatten(1), by_row[:, part].flatten(0, 1)
+        if part not in scales:
+            if not needs_x:
+                continue
+            of_x = own_g @ own_weight if of_x is None else of_x.addmm_(own_g, own_weight)
+            continue
+        own_x, by_part[part], _ = scale_shift_backward(
+            own_g @ own_weight,
+            x,
+            scales[part],
+            needs_input=needs_x,
+            needs_scale=needs_scale_in,
+            needs_shift=False,
+        )
+        of_x = own_x if of_x is None or own_x is None else of_x.add_(own_x)
+    return of_x, torch.stack(list(by_part.values())) if needs_scale_in else None
+
+
+def _grad_of_scale_out(
+    g: Tensor,
+    y: Tensor | None,
+    x: Tensor | None,
+    weight: Tensor,
+    scale_in: Tensor | None,
+    scale_out: Tensor | None,
+    inside: Tensor | None,
+    parts: int,
+    groups: int,
+    needs_scale_out: bool,
+    needs_total: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """colsum(g * (y - inside)) / scale_out of the weight way, and colsum(g): (out,) each.
+
+    The product is taken anew, before scale_out, in columns where the first would be inaccurate.
+
+    Args:
+        scale_in: (in,), or (parts, in) with a row for each part.
+        inside: what was added to the product in ``y``.
+    """
+    if not needs_scale_out:
+        return scale_shift_backward(g, None, None, needs_input=False, needs_scale=False, needs_shift=needs_total)[1:]
+    smallest, largest = _SMALLEST_DIVISOR[y.dtype], _LARGEST_RELATIVE_BIAS[y.dtype]
+    if kernels.usable(g):
+        matrix = None if scale_in is None else torch.atleast_2d(scale_in)
+        return kernels.exact_columns.grad_of_scale_out(
+            g,
+            y,
+            x,
+            weight,
+            matrix,
+            scale_out,
+            inside,
+            parts,
+            groups,
+            smallest_divisor=smallest,
+            largest_relative_center=largest,
+        )
+    _, dots, total = scale_shift_backward(
+        g, y, None, center=inside, needs_input=False, needs_scale=True, needs_shift=needs_total
+    )
+    tiny = scale_out.abs() < smallest
+    gradient = dots / scale_out.masked_fill(tiny, 1)
+    again = tiny if inside is None else tiny | _inaccurate(g, y, inside)
+    if again.any():
+        own = None
+        if scale_in is not None:
+            size = len(weight) // (parts * groups)
+            own = scale_in if parts == 1 else scale_in.repeat_interleave(size, 0).repeat(groups, 1)[again]
+        product = linear(x, scaled_weight(weight[again], own, None, x.dtype))
+        gradient[again] = _column_dots(g[:, again], product).to(gradient.dtype)
+    return gradient, total
+
+
+def _column_dots(a: Tensor, b: Tensor, index: Tensor | None = None, adapters: int = 1) -> Tensor:
+    """colsum(a * b): (features,), with ``index`` (adapters, features)."""
+    return scale_shift_backward(a, b, None, index, needs_input=False, needs_shift=False, adapters=adapters)[1]
+
+
+def _inaccurate(g: Tensor, result: Tensor, inside: Tensor) -> Tensor:
+    """Where subtracting ``inside`` from ``result`` gives away more than is promised: bool, (features,)."""
+    if not len(g):
+        return torch.zeros_like(inside, dtype=torch.bool)
+    # What decides are the tokens with large gradients, found by one product with a vector of signs without a pattern.
+    strength = (g @ _signs(g.shape[1], g.dtype, g.device)).abs()
+    most = strength.topk(min(len(g), _SAMPLED_TOKENS), sorted=False).indices
+    gradients = g[most].to(accumulation_dtype(g.dtype))
+    lost = inside.square() * gradients.square().sum(0)
+    kept = (gradients * (result[most] - inside)).square().sum(0)
+    return (inside != 0) & (lost >= _LARGEST_RELATIVE_BIAS[result.dtype] ** 2 * kept)
+
+
+@functools.lru_cache(maxsize=64)
+def _signs(features: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    multiples = torch.arange(features, dtype=torch.float64) * (math.sqrt(5) - 1) / 2
+    return torch.where(multiples % 1 < 0.5, 1.0, -1.0).to(device, dtype)
+
+
+@torch.library.custom_op("hadamard::scaled_linear", mutates_args=())
+def _op(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale_in: Tensor | None,
+    scale_out: Tensor | None,
+    shift: Tensor | None,
+    index: Tensor | None,
+    adapted: list[int],
+    parts: int,
+    groups: int,
+    by_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    y, product = _forward(x, weight, bias, scale_in, scale_out, shift, index, adapted, parts, groups, by_weight)
+    return y.clone() if y is product or y._base is product._base is not None else y, product
+
+
+@_op.register_fake
+def _(x, weight, bias, scale_in, scale_out, shift, index, adapted, parts, groups, by_weight):
+    y = x.new_empty(*x.shape[:-1], weight.shape[0])
+    return y, x.new_empty(0) if by_weight or scale_out is None else torch.empty_like(y)
+
+
+@torch.library.custom_op("hadamard::scaled_linear_backward", mutates_args=())
+def _backward_op(
+    grad: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale_in: Tensor | None,
+    scale_out: Tensor | None,
+    shift: Tensor | None,
+    index: Tensor | None,
+    result: Tensor | None,
+    adapted: list[int],
+    parts: int,
+    groups: int,
+    by_weight: bool,
+    needs: list[bool],
+) -> list[Tensor]:
+    return _gradients(
+        grad, x, weight, bias, scale_in, scale_out, shift, index, result, adapted, parts, groups, by_weight, needs
+    )
+
+
+@_backward_op.register_fake
+def _(grad, x, weight, bias, scale_in, scale_out, shift, index, result, adapted, parts, groups, by_weight, needs):
+    grads = [
+        torch.empty(like.shape, dtype=like.dtype, device=like.device) if need else grad.new_empty(0)
+        for like, need in zip((grad, weight, bias, scale_in, scale_out, shift), needs, strict=True)
+    ]
+    if needs[0]:
+        grads[0] = grad.new_empty(*grad.shape[:-1], weight.shape[1])
+    return grads
+
+
+def _save(ctx, inputs, output) -> None:
+    x, weight, bias, scale_in, scale_out, shift, index, *ctx.how = inputs
+    y, product = output
+    _, needs_weight, _, needs_scale_in, needs_scale_out, *_ = ctx.needs_input_grad
+    by_weight = ctx.how[-1]
+    ctx.save_for_backward(
+        x if needs_weight or needs_scale_in or needs_scale_out else None,
+        weight,
+        bias,
+        scale_in,
+        scale_out,
+        shift,
+        index,
+        None if not needs_scale_out else y if by_weight else product,
+    )
+
+
+_operator = Operator("scaled_linear", _op, _backward_op, _forward, _gradients, _save, differentiable=6)
