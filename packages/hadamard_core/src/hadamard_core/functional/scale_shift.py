@@ -37,10 +37,10 @@ def scale_shift(
     Raises:
         ValueError: shapes do not fit, or tensors are on different devices.
     """
+    check_index(index, x)
     adapters = () if index is None else (_adapters(scale, shift),)
     for name, vector in (("scale", scale), ("shift", shift)):
         check_shape(name, vector, (*adapters, x.shape[-1]), "x")
-    check_index(index, x)
     check_devices(x, scale=scale, shift=shift, index=index)
     x = cast_for_autocast(x)
     if scale is None and shift is None:

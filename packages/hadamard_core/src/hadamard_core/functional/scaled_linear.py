@@ -128,6 +128,9 @@ def scaled_linear(
         raise ValueError(f"compute is {compute!r}; it must be one of {', '.join(map(repr, get_args(Compute)))}.")
     if x.shape[-1] != in_features:
         raise ValueError(f"x has {x.shape[-1]} features; weight takes {in_features}.")
+    check_index(index, x)
+    if scale_in is scale_out is shift is None:
+        index = None
     adapters = () if index is None else (_adapters(scale_in, scale_out, shift),)
     for name, vector in (("scale_out", scale_out), ("shift", shift)):
         check_shape(name, vector, (*adapters, out_features), "weight")
@@ -137,7 +140,6 @@ def scaled_linear(
         (*adapters, in_features) if slices is None else (len(slices.adapted), in_features),
         "weight",
     )
-    check_index(index, x)
     if slices is not None:
         _check_slices(slices, scale_in, out_features, index)
     check_devices(x, weight=weight, bias=bias, scale_in=scale_in, scale_out=scale_out, shift=shift, index=index)
@@ -399,11 +401,12 @@ def _grad_of_scale_out(
     gradient = dots / scale_out.masked_fill(tiny, 1)
     again = tiny if inside is None else tiny | _inaccurate(g, y, inside)
     if again.any():
-        own = None
+        selected = weight[again]
         if scale_in is not None:
             size = len(weight) // (parts * groups)
-            own = scale_in if parts == 1 else scale_in.repeat_interleave(size, 0).repeat(groups, 1)[again]
-        product = linear(x, scaled_weight(weight[again], own, None, x.dtype))
+            by_row = scale_in if parts == 1 else scale_in.repeat_interleave(size, 0).repeat(groups, 1)[again]
+            selected = selected * by_row
+        product = linear(x, selected.to(x.dtype))
         gradient[again] = _column_dots(g[:, again], product).to(gradient.dtype)
     return gradient, total
 

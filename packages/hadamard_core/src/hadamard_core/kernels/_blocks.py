@@ -32,9 +32,14 @@ def power_of_two(least: int) -> int:
     return 1 << max(least - 1, 0).bit_length()
 
 
+def blocks(length: int, size: int) -> int:
+    """How many blocks of ``size`` cover ``length``."""
+    return -(-length // size)
+
+
 def tokens_per_chunk(tokens: int) -> int:
     """A power of two from the shape alone, so that sums are added in the same order in every run."""
-    return max(_FEWEST_TOKENS, power_of_two(-(-tokens // _MOST_CHUNKS)))
+    return max(_FEWEST_TOKENS, power_of_two(blocks(tokens, _MOST_CHUNKS)))
 
 
 def dense_rows(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._blocks import TRITON_DTYPE, dense, dense_rows, power_of_two, tokens_per_chunk, wide_dtype
+from ._blocks import TRITON_DTYPE, blocks, dense, dense_rows, power_of_two, tokens_per_chunk, wide_dtype
 
 # Tile of the sums over grad and y: up to four running sums beside two tiles have to stay in registers.
 _TOKENS_SUMMED = 16
@@ -163,6 +163,7 @@ def _product_kernel(
     PARTS: tl.constexpr,
     WIDE: tl.constexpr,
     DOT: tl.constexpr,
+    ELEMENTWISE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_I: tl.constexpr,
@@ -182,7 +183,7 @@ def _product_kernel(
             rows = first + start + tl.arange(0, BLOCK_T)
             is_row = (rows < tokens)[:, None]
             rows = rows.to(tl.int64)[:, None]
-            if DOT == tl.float64:
+            if ELEMENTWISE:
                 product = tl.full((BLOCK_T, BLOCK_C), 0, tl.float64)
             else:
                 product = tl.full((BLOCK_T, BLOCK_C), 0, tl.float32)
@@ -195,7 +196,7 @@ def _product_kernel(
                 if scale_in is not None:
                     b = b.to(WIDE) * tl.load(scale_in + scale_rows + i[:, None], mask=inside, other=0).to(WIDE)
                 b = b.to(a.dtype)
-                if DOT == tl.float64:
+                if ELEMENTWISE:
                     product += tl.sum(a[:, :, None] * b[None, :, :], 1)
                 else:
                     product = tl.dot(a.to(DOT), b.to(DOT), product, input_precision="ieee")
@@ -276,15 +277,15 @@ def grad_of_scale_out(
         return gradient.zero_(), total.zero_()
     grad, y, scale_out, center = dense_rows(grad), dense_rows(y), dense(scale_out), dense(center)
     chunk_tokens = tokens_per_chunk(tokens)
-    chunks = triton.cdiv(tokens, chunk_tokens)
+    chunks = blocks(tokens, chunk_tokens)
     sums = empty(2 if center is None else 4, chunks, out_features)
     may_flag = scale_out is not None or center is not None
     flags = empty(out_features, dtype=torch.int32) if may_flag else None
     wide_in_triton = TRITON_DTYPE[wide]
     block_f = min(_FEATURES_SUMMED, power_of_two(out_features))
-    blocks_added = triton.cdiv(out_features, _FEATURES_ADDED)
+    blocks_added = blocks(out_features, _FEATURES_ADDED)
     with torch.cuda.device_of(grad):
-        _sums_kernel[(chunks, triton.cdiv(out_features, block_f))](
+        _sums_kernel[(chunks, blocks(out_features, block_f))](
             grad,
             y,
             center,
@@ -321,7 +322,7 @@ def grad_of_scale_out(
         # NumPy has no bf16, so the interpreter's dot takes the same values in fp32.
         dot = x.dtype if x.is_cuda or x.dtype is torch.float64 else torch.float32
         block_t, block_c, block_i = _TILE_FP64 if dot is torch.float64 else _TILE
-        _product_kernel[(triton.cdiv(out_features, block_c), chunks)](
+        _product_kernel[(blocks(out_features, block_c), chunks)](
             grad,
             x,
             weight,
@@ -339,6 +340,7 @@ def grad_of_scale_out(
             PARTS=parts,
             WIDE=wide_in_triton,
             DOT=TRITON_DTYPE[dot],
+            ELEMENTWISE=dot is torch.float64,
             BLOCK_T=block_t,
             BLOCK_C=block_c,
             BLOCK_I=block_i,

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._blocks import TRITON_DTYPE, dense, dense_rows, power_of_two, tokens_per_chunk, wide_dtype
+from ._blocks import TRITON_DTYPE, blocks, dense, dense_rows, power_of_two, tokens_per_chunk, wide_dtype
 
 # A tile of 16 x 256 is 32 elements for each of 128 threads: four loads of 16 bytes in 16 bits, enough in flight to
 # hide the memory's latency, while the scale is read once for 16 tokens.
@@ -24,7 +24,7 @@ _FEATURES_ADDED = 64
 
 
 # out[s, t, f] = x[s, t, f] * scale[index[s], f] + shift[index[s], f]
-@triton.jit(do_not_specialize=["tokens", "blocks"])
+@triton.jit(do_not_specialize=["tokens", "chunks"])
 def _scale_shift_kernel(
     x,
     scale,
@@ -32,7 +32,7 @@ def _scale_shift_kernel(
     index,
     out,
     tokens,
-    blocks,
+    chunks,
     features,
     x_sample,
     x_token,
@@ -41,8 +41,8 @@ def _scale_shift_kernel(
     BLOCK_F: tl.constexpr,
 ):
     program = tl.program_id(0)
-    sample = (program // blocks).to(tl.int64)
-    rows = (program % blocks) * BLOCK_T + tl.arange(0, BLOCK_T)
+    sample = (program // chunks).to(tl.int64)
+    rows = (program % chunks) * BLOCK_T + tl.arange(0, BLOCK_T)
     cols = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
     is_col = cols < features
     inside = (rows < tokens)[:, None] & is_col[None, :]
@@ -183,16 +183,16 @@ def scale_shift(x: Tensor, scale: Tensor | None, shift: Tensor | None, index: Te
         x = x.view(1, -1, x.shape[-1])
     samples, tokens, features = x.shape
     block_t, block_f = min(_TOKENS, power_of_two(tokens)), min(_FEATURES, power_of_two(features))
-    blocks = triton.cdiv(tokens, block_t)
+    chunks = blocks(tokens, block_t)
     with torch.cuda.device_of(x):
-        _scale_shift_kernel[(samples * blocks, triton.cdiv(features, block_f))](
+        _scale_shift_kernel[(samples * chunks, blocks(features, block_f))](
             x,
             dense(scale),
             dense(shift),
             dense(index),
             out,
             tokens,
-            blocks,
+            chunks,
             features,
             x.stride(0),
             x.stride(1),
@@ -258,7 +258,7 @@ def scale_shift_backward(
         x = None if x is None else x.view(1, -1, features)
     samples, tokens, _ = grad.shape
     chunk_tokens = tokens_per_chunk(samples * tokens)
-    chunks = triton.cdiv(tokens, chunk_tokens)
+    chunks = blocks(tokens, chunk_tokens)
     rows = samples * chunks
     scale_sums, shift_sums = (
         torch.empty((rows, features), dtype=wide, device=grad.device) if need else None
@@ -266,7 +266,7 @@ def scale_shift_backward(
     )
     block_f = min(_FEATURES_BACKWARD, power_of_two(features))
     with torch.cuda.device_of(grad):
-        _backward_kernel[(rows, triton.cdiv(features, block_f))](
+        _backward_kernel[(rows, blocks(features, block_f))](
             grad,
             x,
             dense(scale) if scales_input else None,
@@ -287,7 +287,7 @@ def scale_shift_backward(
             BLOCK_T=min(_TOKENS, power_of_two(tokens)),
             BLOCK_F=block_f,
         )
-        _add_chunks_kernel[(adapters, triton.cdiv(features, _FEATURES_ADDED))](
+        _add_chunks_kernel[(adapters, blocks(features, _FEATURES_ADDED))](
             scale_sums,
             shift_sums,
             index,

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._blocks import TRITON_DTYPE, dense, power_of_two, wide_dtype
+from ._blocks import TRITON_DTYPE, blocks, dense, power_of_two, wide_dtype
 
 # A tile is 16 elements for each of 128 threads; larger ones leave the device short of programs at 768 x 768.
 _SLOW = 8
@@ -91,7 +91,7 @@ def scaled_weight(
         return scaled
     block_fast = min(_FAST, power_of_two(fast))
     with torch.cuda.device_of(weight):
-        _scaled_weight_kernel[(triton.cdiv(slow, _SLOW), triton.cdiv(fast, block_fast))](
+        _scaled_weight_kernel[(blocks(slow, _SLOW), blocks(fast, block_fast))](
             weight,
             dense(scale_in),
             dense(scale_out),
