@@ -238,7 +238,7 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
             adapter_names: the adapter of each sample, ``"__base__"`` for none, in place of the active adapters; see
                 ``HadamardTuner``.
         """
-        if adapter_names is not None:
+        if adapter_names is not None and not self.disable_adapters:
             return self._forward_mixed(x, adapter_names)
         if self.disable_adapters and self.merged:
             self.unmerge()

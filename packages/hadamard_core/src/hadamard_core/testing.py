@@ -221,6 +221,82 @@ class MethodContract:
         assert torch.equal(output(model.base_model, x), output(base, x))
         assert not any(model.base_model.prefix in name for name in model.state_dict())
 
+    def mixed(self, case: ModelCase, base: nn.Module, variant: Mapping[str, Any]) -> PeftModel:
+        """A model with two adapters of random values that both train."""
+        model = self.adapted(case, base, variant)
+        model.add_adapter("other", self.config(case, variant, init_weights=False))
+        model.base_model.set_requires_grad(["default", "other"])
+        return model
+
+    def test_adapters_mixed_in_one_batch_equal_each_apart(self, case, variant, base, x):
+        model = self.mixed(case, base, variant)
+        names = ["other", "__base__", "default", "other", "default"][: len(x)]
+        grad = torch.randn_like(output(base, x))
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        y = output(model, x, adapter_names=names)
+        gradients = dict(zip(trained, torch.autograd.grad(y, list(trained.values()), grad), strict=True))
+        for name in dict.fromkeys(names):
+            own = [number for number, each in enumerate(names) if each == name]
+            if name == "__base__":
+                assert_close(y[own], output(base, x[own]))
+                continue
+            model.set_adapter(name)
+            parameters = {key: p for key, p in trained.items() if f".{name}" in key}
+            apart = output(model, x[own])
+            assert_close(y[own], apart)
+            theirs = torch.autograd.grad(apart, list(parameters.values()), grad[own])
+            for key, gradient in zip(parameters, theirs, strict=True):
+                assert_close(gradients[key], gradient, rtol=1e-4, atol=1e-4 * gradient.abs().max().item())
+
+    @_only_on("bert")
+    def test_mixed_batches_take_each_samples_head_too(self, case, variant, base, x):
+        model = self.adapted(case, base, variant, modules_to_save=[case.head])
+        model.add_adapter("other", self.config(case, variant, init_weights=False, modules_to_save=[case.head]))
+        head = model.get_submodule(f"base_model.model.{case.head}").modules_to_save["other"]
+        with torch.no_grad():
+            head.weight += 1
+        names = ["other", "default", "other", "default"]
+        y = output(model, x, adapter_names=names)
+        for number, name in enumerate(names):
+            model.set_adapter(name)
+            assert_close(y[number], output(model, x[number : number + 1])[0])
+
+    @_only_on("gpt2", "llama")
+    def test_generates_with_beams_for_mixed_batches(self, case, variant, base, x):
+        model = self.mixed(case, base, variant)
+        names = ["other", "default", "__base__", "other"]
+        settings = {"num_beams": 3, "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+        together = model.generate(input_ids=x, adapter_names=names, **settings)
+        for number, name in enumerate(names):
+            one = x[number : number + 1]
+            if name == "__base__":
+                apart = base.generate(input_ids=one, **settings)
+            else:
+                model.set_adapter(name)
+                apart = model.generate(input_ids=one, **settings)
+            assert together[number, : apart.shape[1]].tolist() == apart[0].tolist()
+
+    @_only_on("linear", "bert")
+    def test_mixed_batches_that_cannot_be_are_refused(self, case, variant, base, x):
+        model = self.mixed(case, base, variant)
+        names = ["default"] * len(x)
+        for wrong, words in ((["defualt", *names[1:]], "'defualt', which"), (names[1:], "give one for each")):
+            with pytest.raises(ValueError, match=words):
+                model(x, adapter_names=wrong)
+        with pytest.raises(TypeError, match="give a list"):
+            model(x, adapter_names="default")
+        with model.disable_adapter():
+            assert torch.equal(output(model, x, adapter_names=names), output(base, x))
+        model.merge_adapter()
+        with pytest.raises(ValueError, match="is merged"):
+            model(x, adapter_names=names)
+        model.unmerge_adapter()
+        if case.task_type is not None:
+            model.train()
+            model.gradient_checkpointing_enable()
+            with pytest.raises(ValueError, match="gradient checkpointing"):
+                model(x, adapter_names=names)
+
     # -- saving and loading ------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])

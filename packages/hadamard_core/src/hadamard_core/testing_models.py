@@ -106,7 +106,7 @@ MODELS: dict[str, ModelCase] = {
 }
 
 
-def output(model: nn.Module, x: Tensor) -> Tensor:
+def output(model: nn.Module, x: Tensor, **kwargs: Any) -> Tensor:
     """What a model computes: logits, in fp32 for comparison."""
-    result = model(x)
+    result = model(x, **kwargs)
     return getattr(result, "logits", result)

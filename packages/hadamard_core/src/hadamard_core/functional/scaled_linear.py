@@ -17,13 +17,14 @@ same numbers. ``g`` is the gradient of the result, ``b' = bias + shift``, and co
     Where scale_out is too small to divide by, the product of the columns concerned is computed without it.
 
 ``"activation"``
-    Scales x before and y after the product: passes over (tokens, in) and (tokens, out). The bias enters inside the
-    product and is corrected by ``bias * (1 - scale_out)`` after it. With u = (g * scale_out) W::
+    Scales x before and y after the product: passes over (tokens, in) and (tokens, out). On a CPU the bias enters inside
+    the product and is corrected by ``bias * (1 - scale_out)`` after it. With u = (g * scale_out) W::
 
         grad x = u * scale_in      grad scale_in = colsum(x * u)      grad scale_out = colsum(g * (x W^T))
 
 At the start (scales of one, shift of zero) both give the frozen layer's output bit for bit, because its own product
-with its own bias is what runs. Which way is cheaper depends on the number of tokens against that of features;
+with its own bias is what runs; on CUDA the activation way adds the bias after the product and can differ by its
+rounding. Which way is cheaper depends on the number of tokens against that of features;
 ``"auto"`` picks by that. The weight way keeps less for the backward pass: its result, which whatever comes next mostly
 keeps as well, where the activation way keeps the product besides.
 
@@ -206,15 +207,27 @@ def _forward(
         return linear(x, scaled, None if inside is None else inside.to(dtype)), x.new_empty(0)
     samples = None if index is None else index.flatten()
     scaled = scale_shift(rows(x), scale_in, None, samples)
-    product = linear(scaled, weight.to(dtype), None if bias is None else bias.to(dtype))
+    inside = _bias_in_product(x, bias, scale_out)
+    product = linear(scaled, weight.to(dtype), bias.to(dtype) if inside else None)
     correction = shift
-    if bias is not None and scale_out is not None:
+    if bias is not None and not inside:
+        correction = bias if shift is None else bias + shift
+    elif bias is not None and scale_out is not None:
         wide = bias.to(accumulation_dtype(bias.dtype, scale_out.dtype))
         correction = torch.addcmul(wide, wide, scale_out.to(wide.dtype), value=-1)
         correction = correction if shift is None else correction + shift
     y = scale_shift(product, scale_out, correction, samples)
     shape = (*x.shape[:-1], weight.shape[0])
     return y.view(shape), x.new_empty(0) if scale_out is None else product.view(shape)
+
+
+def _bias_in_product(x: Tensor, bias: Tensor | None, scale_out: Tensor | None) -> bool:
+    """Whether the activation way adds the bias inside the product.
+
+    With kernels it comes after, in the pass that multiplies by scale_out: subtracting it again for the gradient would
+    have to ask the device where that is accurate, and the host would wait for the answer.
+    """
+    return bias is not None and (scale_out is None or not kernels.usable(x))
 
 
 def _gradients(
@@ -259,20 +272,21 @@ def _gradients(
             by_part = _through_slices if slices is not None else _through_whole
             of_x, of_scale_in = by_part(g, x2, outer, scale_in, slices, needs_x, needs_scale_in)
     else:
+        inside = bias if _bias_in_product(g, bias, scale_out) else None
         needs_product = needs_x or needs_scale_in or needs_weight
         scaled_g, of_scale_out, total = scale_shift_backward(
             g,
             result,
             scale_out,
             samples,
-            center=bias if needs_scale_out else None,
+            center=inside,
             needs_input=needs_product,
             needs_scale=needs_scale_out,
             needs_shift=needs_bias or needs_shift,
             adapters=adapters,
         )
-        if needs_scale_out and bias is not None:
-            again = _inaccurate(g, result, bias)
+        if needs_scale_out and inside is not None:
+            again = _inaccurate(g, result, inside)
             if again.any():
                 scaled = scale_shift(x2, scale_in, None, samples)
                 product = linear(scaled, weight[again].to(dtype))
