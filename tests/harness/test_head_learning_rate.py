@@ -10,9 +10,10 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForSequenceClassification, BertConfig, GPT2Config
 
+from hadamard_baselines.method import Lora
 from hadamard_core.accounting import trained_by_group
 from harness.config import TrainConfig
-from harness.methods import Full, Lora
+from harness.methods import Full
 from harness.training import make_optimizer, schedule
 
 CONFIG = TrainConfig(learning_rate=1e-3, head_learning_rate=5e-2, weight_decay=0.1)

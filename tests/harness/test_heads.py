@@ -25,10 +25,11 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
+from hadamard_baselines.method import Lora
 from hadamard_core.accounting import count_parameters
 from harness import models
 from harness.errors import UserError
-from harness.methods import Full, Head, Lora
+from harness.methods import Full, Head
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 BERT_LIKE = {

@@ -435,12 +435,12 @@ def _inaccurate(g: Tensor, result: Tensor, inside: Tensor) -> Tensor:
     if not len(g):
         return torch.zeros_like(inside, dtype=torch.bool)
     # What decides are the tokens with large gradients, found by one product with a vector of signs without a pattern.
-    strength = (g @ _signs(g.shape[1], g.dtype, g.device)).abs()
+    strength = torch.mv(g, _signs(g.shape[1], g.dtype, g.device)).abs_()
     most = strength.topk(min(len(g), _SAMPLED_TOKENS), sorted=False).indices
     gradients = g[most].to(accumulation_dtype(g.dtype))
-    lost = inside.square() * gradients.square().sum(0)
-    kept = (gradients * (result[most] - inside)).square().sum(0)
-    return (inside != 0) & (lost >= _LARGEST_RELATIVE_BIAS[result.dtype] ** 2 * kept)
+    norm = torch.linalg.vector_norm(gradients, dim=0)
+    norm_of_product = torch.linalg.vector_norm(gradients.mul_(result[most] - inside), dim=0)
+    return (inside != 0) & ((inside * norm).abs_() >= _LARGEST_RELATIVE_BIAS[result.dtype] * norm_of_product)
 
 
 @functools.lru_cache(maxsize=64)
