@@ -218,6 +218,18 @@ def test_gradient_checkpointing(case, reentrant):
     assert_all_close([t.grad for t in again], [t.grad for t in args])
 
 
+def test_results_and_gradients_are_laid_out_as_the_shape_rules_say(case):
+    """What torch.compile relies on, with inputs of other strides."""
+    x, *trained = case.arguments()
+    x = x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    weights = [t if t.dim() == 1 else t.detach().t().contiguous().t().requires_grad_() for t in trained]
+    found = case.op(*case.inputs(x, *weights))
+    y = found[0] if isinstance(found, (tuple, list)) else found
+    grad = torch.ones_like(y).transpose(0, 1).contiguous().transpose(0, 1)
+    for tensor in (y, *torch.autograd.grad(y, [x, *weights], grad)):
+        assert tensor.is_contiguous()
+
+
 def test_meta_tensors_have_the_shape_of_the_result(case):
     inputs = [t.to("meta") if isinstance(t, torch.Tensor) else t for t in case.inputs(*case.arguments())]
     found = case.op(*inputs)

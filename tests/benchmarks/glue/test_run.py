@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import hut  # noqa: F401  what makes peft know the method
 from benchmarks.glue import metrics
 
-METHODS = ["hut", "lora", "head", "full"]
+METHODS = ["hut", "lora", "vera", "head", "full"]
 
 # fp32; batching, merging and dividing the work change the order of sums, and training amplifies it
 TOLERANCE = {"rel": 1e-4, "abs": 1e-4}
@@ -93,6 +93,7 @@ class TestResult:
             == {
                 "hut": layers * 2 * (2 * rank * width + 2 * width),
                 "lora": layers * 2 * 2 * rank * width,
+                "vera": layers * 2 * (256 + width),
                 "head": 0,
                 "full": counts["adapter"],
             }[method]

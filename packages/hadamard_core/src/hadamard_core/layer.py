@@ -22,7 +22,6 @@ from transformers.pytorch_utils import Conv1D
 from hadamard_core.config import HadamardConfig
 from hadamard_core.functional import (
     Slices,
-    prefers_weight,
     scale_in_of_parts,
     scale_shift,
     scaled_linear,
@@ -30,6 +29,8 @@ from hadamard_core.functional import (
 )
 from hadamard_core.orientation import OutputSlice, features, weight_as_linear
 
+# A product with so many tokens costs about as much as a pass over the weight.
+_FEW_TOKENS = 32
 # What peft calls a sample without adapter in ``adapter_names``.
 NO_ADAPTER = "__base__"
 
@@ -267,26 +268,50 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
         if names == [NO_ADAPTER]:
             return self.base_layer(x)
         vectors, slices = self._combine_mixed(names)
-        if slices is not None or self._calls_base_layer(x, None, "activation"):
+        if self._computes_itself():
             return self._around_base_layer(x, vectors, slices, index)
         base = self.get_base_layer()
-        return scaled_linear(x, weight_as_linear(base), base.bias, *vectors, index=index)
+        if slices is None:
+            return scaled_linear(x, weight_as_linear(base), base.bias, *vectors, index=index)
+        return self._part_by_part(x, vectors, slices, index)
+
+    def _computes_itself(self) -> bool:
+        """Whether the base layer's product is its own affair.
+
+        It is where the layer is quantised or somebody has hooked or replaced its call, as accelerate does to move
+        weights.
+        """
+        base = self.get_base_layer()
+        hooked = base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base)
+        return self.quantization_backend is not None or bool(hooked)
 
     def _calls_base_layer(self, x: Tensor, slices: Slices | None, compute: str) -> bool:
         """Whether the product is left to the base layer rather than to ``scaled_linear``.
 
-        Its product is its own affair where it is quantised or somebody has hooked or replaced its call, as accelerate
-        does to move weights. With slices in the activation way, each has its own product of the whole, which for few
-        tokens costs less than scaling the weight.
+        With slices in the activation way, each has its own product of the whole, which for few tokens, as in decoding,
+        costs less than scaling the weight.
         """
-        base = self.get_base_layer()
-        hooked = base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base)
-        if self.quantization_backend is not None or hooked:
+        if self._computes_itself():
             return True
         if slices is None or compute == "weight":
             return False
-        tokens = (len(slices.adapted) + 1) * math.prod(x.shape[:-1])
-        return compute == "activation" or not prefers_weight(tokens, weight_as_linear(base))
+        return compute == "activation" or math.prod(x.shape[:-1]) * len(slices.adapted) <= _FEW_TOKENS
+
+    def _part_by_part(self, x: Tensor, vectors: Vectors, slices: Slices, index: Tensor) -> Tensor:
+        """Many adapters on a fused projection: a product for each part, as large together as the one of the whole."""
+        base = self.get_base_layer()
+        scales = dict(zip(slices.adapted, vectors.scale_in, strict=True))
+        parts = []
+        for part in range(slices.parts):
+            own = OutputSlice(part, slices.parts, slices.groups)
+            bias, scale_out, shift = (
+                None if vector is None else own.select(vector, -1)
+                for vector in (base.bias, vectors.scale_out, vectors.shift)
+            )
+            weight = own.select(weight_as_linear(base), 0)
+            y = scaled_linear(x, weight, bias, scales.get(part), scale_out, shift, index=index)
+            parts.append(y.unflatten(-1, (slices.groups, -1)))
+        return torch.stack(parts, dim=-2).flatten(-3)
 
     def _around_base_layer(
         self, x: Tensor, vectors: Vectors, slices: Slices | None, index: Tensor | None = None

@@ -213,7 +213,7 @@ def _gradients(
             )
             of_scale_up = None if of_scale_up is None else of_scale_up * scaling
         if needs_up:
-            of_up = (scale_shift(p, scale_down, None).t() @ v).t() * scaling
+            of_up = (scale_shift(p, scale_down, None).t() @ v).t().mul(scaling).contiguous()
         if flows_on:
             factor = _folded(up, scale_up if folds else None, None, scaling, dtype)
             of_p, of_scale_down, _ = scale_shift_backward(

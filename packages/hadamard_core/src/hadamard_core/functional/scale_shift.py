@@ -53,7 +53,8 @@ def _adapters(scale: Tensor | None, shift: Tensor | None) -> int:
 
 
 def _forward(x: Tensor, scale: Tensor | None, shift: Tensor | None, index: Tensor | None) -> Tensor:
-    return primitives.scale_shift(rows(x), scale, shift, None if index is None else index.flatten()).view(x.shape)
+    index = None if index is None else index.flatten()
+    return primitives.scale_shift(rows(x), scale, shift, index).view(x.shape).contiguous()
 
 
 def _gradients(
@@ -75,7 +76,7 @@ def _gradients(
     of_x, of_scale, of_shift = (
         grad.new_empty(0) if one is None else one.to(dtype) for one, dtype in zip(found, dtypes, strict=True)
     )
-    return [of_x.view(grad.shape) if needs_x else of_x, of_scale, of_shift]
+    return [of_x.view(grad.shape).contiguous() if needs_x else of_x, of_scale, of_shift]
 
 
 @torch.library.custom_op("hadamard::scale_shift", mutates_args=())

@@ -313,8 +313,8 @@ def _gradients(
     of_shift = total
     of_bias = total if index is None or total is None else total.sum(0)
     found = (
-        of_x if of_x is None else of_x.view(*grad.shape[:-1], weight.shape[1]),
-        of_weight,
+        of_x if of_x is None else of_x.view(*grad.shape[:-1], weight.shape[1]).contiguous(),
+        of_weight if of_weight is None else of_weight.contiguous(),
         of_bias,
         of_scale_in,
         of_scale_out,
