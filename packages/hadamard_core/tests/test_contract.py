@@ -11,7 +11,8 @@ README = Path(__file__).parents[1] / "README.md"
 
 # A module of its own, as it would be in a package: torch.compile looks functions up by their module.
 example = sys.modules["readme_example"] = types.ModuleType("readme_example")
-exec(re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL).group(1), vars(example))
+section = README.read_text(encoding="utf-8").partition("## A method of your own")[2]
+exec(re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1), vars(example))
 
 
 class TestShift(MethodContract):
