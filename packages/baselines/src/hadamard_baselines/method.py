@@ -1,0 +1,121 @@
+"""LoRA and VeRA as methods of the comparison harness."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from peft import PeftConfig, PeftModel
+from transformers import PreTrainedModel
+
+from hadamard_baselines.lora import LoraConfig
+from hadamard_baselines.vera import VeraConfig
+from hadamard_core.config import DEFAULT_ROLES
+from hadamard_core.method import PeftMethod
+from hadamard_core.targets import module_names
+
+
+class _Baseline(PeftMethod):
+    config_class: ClassVar[type[PeftConfig]]
+
+    r: int
+    dropout: float
+    roles: tuple[str, ...]
+    target_modules: tuple[str, ...] | None
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"--method.r is {self.r}: it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"--method.dropout is {self.dropout}: it must be at least 0 and below 1")
+
+    def targets(self, model: PreTrainedModel) -> list[str]:
+        return list(self.target_modules) if self.target_modules else module_names(model, self.roles)
+
+    def load(self, base: PreTrainedModel, directory: Path) -> PeftModel:
+        # The files are peft's; read by peft alone they would come back as peft's own layers.
+        config = self.config_class.from_pretrained(str(directory))
+        return PeftModel.from_pretrained(base, str(directory), config=config)
+
+
+@dataclass(frozen=True)
+class Lora(_Baseline):
+    """LoRA: W + (alpha / r) B A with B and A trained. Parameters and files are those of peft's LoRA.
+
+    On GPT-2, query, key and value are one fused projection, and peft's LoRA adapts all of it with one shared A; the
+    LoRA paper's own code adapts its query and value parts only. The parameter counts are equal, the functions are not.
+    """
+
+    paper: ClassVar[str] = "arXiv 2106.09685"
+    config_class: ClassVar[type[PeftConfig]] = LoraConfig
+
+    r: int = 8
+    """Rank of the update."""
+    alpha: float = 16.0
+    """The update is scaled by alpha / r."""
+    dropout: float = 0.0
+    """Dropout on the input of A, in training only."""
+    roles: tuple[str, ...] = DEFAULT_ROLES
+    """Which projections are adapted. On GPT-2 each of query, key and value means the whole fused c_attn."""
+    target_modules: tuple[str, ...] | None = None
+    """Names or suffixes of the modules to adapt, as peft has them, in place of roles."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"--method.alpha is {self.alpha}: it must be above 0")
+
+    def peft_config(self, model: PreTrainedModel, task_type: str) -> LoraConfig:
+        """Returns the configuration for this model."""
+        return LoraConfig(
+            r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.targets(model),
+            task_type=task_type,
+        )
+
+
+@dataclass(frozen=True)
+class Vera(_Baseline):
+    """VeRA: W + diag(b) B diag(d) A with b and d trained, A and B random and shared. Files are those of peft's VeRA.
+
+    On GPT-2, query, key and value are one fused projection, which is adapted as a whole.
+    """
+
+    paper: ClassVar[str] = "arXiv 2310.11454"
+    config_class: ClassVar[type[PeftConfig]] = VeraConfig
+
+    r: int = 256
+    """Rows of A, columns of B."""
+    d_initial: float = 0.1
+    """What d starts at; b starts at zero."""
+    dropout: float = 0.0
+    """Dropout on the input of A, in training only."""
+    save_projection: bool = True
+    """Save A and B too, 4 r (largest in_features + largest out_features) bytes; if not, they are drawn again."""
+    projection_prng_key: int = 0
+    """The seed of A and B, which do not depend on the seed of the run."""
+    roles: tuple[str, ...] = DEFAULT_ROLES
+    """Which projections are adapted. On GPT-2 each of query, key and value means the whole fused c_attn."""
+    target_modules: tuple[str, ...] | None = None
+    """Names or suffixes of the modules to adapt, as peft has them, in place of roles."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isfinite(self.d_initial):
+            raise ValueError(f"--method.d-initial is {self.d_initial}: it must be a finite number")
+
+    def peft_config(self, model: PreTrainedModel, task_type: str) -> VeraConfig:
+        """Returns the configuration for this model."""
+        return VeraConfig(
+            r=self.r,
+            d_initial=self.d_initial,
+            vera_dropout=self.dropout,
+            save_projection=self.save_projection,
+            projection_prng_key=self.projection_prng_key,
+            target_modules=self.targets(model),
+            task_type=task_type,
+        )
