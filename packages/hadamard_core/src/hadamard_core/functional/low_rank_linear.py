@@ -36,6 +36,7 @@ from hadamard_core.functional.operators import (
     check_devices,
     check_shape,
     rows,
+    tensors_only,
     tokens_of,
 )
 from hadamard_core.functional.primitives import accumulation_dtype, scale_shift, scale_shift_backward, scaled_weight
@@ -171,8 +172,8 @@ def _gradients(
     composes: bool,
     own_projection: bool,
     needs: list[bool],
-) -> list[Tensor]:
-    """The gradients of x, weight, bias, down, up, scale_down, scale_up and projected; empty where not needed.
+) -> list[Tensor | None]:
+    """The gradients of x, weight, bias, down, up, scale_down, scale_up and projected; None where not needed.
 
     ``projected`` is ``x down^T`` where a gradient reads it; ``own_projection`` says that it was computed from x, so
     that its gradient goes on to x and down.
@@ -242,7 +243,7 @@ def _gradients(
     )
     like = (None, weight, bias, down, up, scale_down, scale_up, projected)
     return [
-        one.to(dtype if own is None else own.dtype) if need else grad.new_empty(0)
+        one.to(dtype if own is None else own.dtype) if need else None
         for one, own, need in zip(found, like, needs, strict=True)
     ]
 
@@ -290,9 +291,10 @@ def _backward_op(
     own_projection: bool,
     needs: list[bool],
 ) -> list[Tensor]:
-    return _gradients(
+    grads = _gradients(
         grad, x, weight, bias, down, up, scale_down, scale_up, projected, kept, scaling, composes, own_projection, needs
     )
+    return tensors_only(grads, grad)
 
 
 @_backward_op.register_fake

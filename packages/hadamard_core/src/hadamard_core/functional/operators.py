@@ -24,7 +24,7 @@ class Operator:
         backward_op: the op of its gradients.
         forward: what ``forward_op`` computes; the first of its results is the op's.
         gradients: what ``backward_op`` computes: the gradients of the first inputs, from the gradient of the result,
-            what was saved, and which are needed; an empty tensor for one that is not.
+            what was saved, and which are needed; None for one that is not (of the op, an empty tensor).
         save: ``(ctx, inputs, outputs)``: saves for ``gradients`` the tensors, and in ``ctx.how`` whatever else.
         differentiable: how many of the first inputs have a gradient.
     """
@@ -128,6 +128,11 @@ def _one_after_another(op: Callable) -> Callable:
         return type(results[0])(stacked), type(results[0])(0 for _ in stacked)
 
     return rule
+
+
+def tensors_only(grads: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
+    """Gradients as an op returns them: an empty tensor for None."""
+    return [like.new_empty(0) if one is None else one for one in grads]
 
 
 def cast_for_autocast(x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ summed, without a pass of its own.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,12 @@ from hadamard_core import kernels
 def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
     """The dtype to multiply and add up in: fp64 if one of these is, else fp32."""
     return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+@functools.lru_cache(maxsize=64)
+def constant(value: float, features: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A vector of one number, to be read only."""
+    return torch.full((features,), value, dtype=dtype, device=device)
 
 
 def scale_shift(x: Tensor, scale: Tensor | None, shift: Tensor | None, index: Tensor | None = None) -> Tensor:
@@ -37,7 +45,7 @@ def scale_shift(x: Tensor, scale: Tensor | None, shift: Tensor | None, index: Te
         gathered = (None if vector is None else vector[index][:, None] for vector in (scale, shift))
         return _elementwise(_by_sample(x, index), *gathered).view(x.shape)
     if x.dtype in (torch.bfloat16, torch.float16) and x.numel():
-        zeros, ones = torch.zeros(x.shape[-1]), torch.ones(x.shape[-1])
+        zeros, ones = (constant(value, x.shape[-1], torch.float32, x.device) for value in (0.0, 1.0))
         weight = ones if scale is None else scale.float()
         bias = zeros if shift is None else shift.float()
         return torch.native_batch_norm(x.contiguous(), weight, bias, zeros, ones, False, 0.0, 0.0)[0]
@@ -91,7 +99,7 @@ def scale_shift_backward(
         return _sums_by_sample(grad, x, scale, index, center, needs_input, needs_scale, needs_shift, adapters)
     wide = accumulation_dtype(grad.dtype)
     grad = grad.contiguous()
-    zeros, ones = grad.new_zeros(grad.shape[-1], dtype=wide), grad.new_ones(grad.shape[-1], dtype=wide)
+    zeros, ones = (constant(value, grad.shape[-1], wide, grad.device) for value in (0.0, 1.0))
     fused = torch.ops.aten.native_batch_norm_backward(
         grad,
         grad if x is None else x.contiguous(),

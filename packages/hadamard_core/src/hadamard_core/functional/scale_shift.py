@@ -13,6 +13,7 @@ from hadamard_core.functional.operators import (
     check_index,
     check_shape,
     rows,
+    tensors_only,
 )
 
 
@@ -59,8 +60,8 @@ def _forward(x: Tensor, scale: Tensor | None, shift: Tensor | None, index: Tenso
 
 def _gradients(
     grad: Tensor, x: Tensor | None, scale: Tensor | None, shift: Tensor | None, index: Tensor | None, needs: list[bool]
-) -> list[Tensor]:
-    """The gradients of x, scale and shift; an empty tensor for one that is not needed."""
+) -> list[Tensor | None]:
+    """The gradients of x, scale and shift; None for one that is not needed."""
     needs_x, needs_scale, needs_shift = needs
     found = primitives.scale_shift_backward(
         rows(grad),
@@ -74,9 +75,9 @@ def _gradients(
     )
     dtypes = (grad.dtype, None if scale is None else scale.dtype, None if shift is None else shift.dtype)
     of_x, of_scale, of_shift = (
-        grad.new_empty(0) if one is None else one.to(dtype) for one, dtype in zip(found, dtypes, strict=True)
+        None if one is None else one.to(dtype) for one, dtype in zip(found, dtypes, strict=True)
     )
-    return [of_x.view(grad.shape).contiguous() if needs_x else of_x, of_scale, of_shift]
+    return [of_x.view(grad.shape).contiguous() if needs_x else None, of_scale, of_shift]
 
 
 @torch.library.custom_op("hadamard::scale_shift", mutates_args=())
@@ -93,8 +94,8 @@ def _(x, scale, shift, index):
 def _backward_op(
     grad: Tensor, x: Tensor | None, scale: Tensor | None, shift: Tensor | None, index: Tensor | None, needs: list[bool]
 ) -> list[Tensor]:
-    grads = _gradients(grad, x, scale, shift, index, needs)
-    return [grads[0].clone() if needs[0] and scale is None else grads[0], *grads[1:]]
+    of_x, *of_vectors = _gradients(grad, x, scale, shift, index, needs)
+    return tensors_only([of_x.clone() if needs[0] and scale is None else of_x, *of_vectors], grad)
 
 
 @_backward_op.register_fake

@@ -17,13 +17,12 @@ same numbers. ``g`` is the gradient of the result, ``b' = bias + shift``, and co
     Where scale_out is too small to divide by, the product of the columns concerned is computed without it.
 
 ``"activation"``
-    Scales x before and y after the product: passes over (tokens, in) and (tokens, out). On a CPU the bias enters inside
-    the product and is corrected by ``bias * (1 - scale_out)`` after it. With u = (g * scale_out) W::
+    Scales x before and y after the product: passes over (tokens, in) and (tokens, out). With u = (g * scale_out) W::
 
         grad x = u * scale_in      grad scale_in = colsum(x * u)      grad scale_out = colsum(g * (x W^T))
 
 At the start (scales of one, shift of zero) both give the frozen layer's output bit for bit, because its own product
-with its own bias is what runs; on CUDA the activation way adds the bias after the product and can differ by its
+with its own bias is what runs; on CUDA the activation way always adds the bias after the product and can differ by its
 rounding. Which way is cheaper depends on the number of tokens against that of features;
 ``"auto"`` picks by that. The weight way keeps less for the backward pass: its result, which whatever comes next mostly
 keeps as well, where the activation way keeps the product besides.
@@ -52,9 +51,16 @@ from hadamard_core.functional.operators import (
     check_index,
     check_shape,
     rows,
+    tensors_only,
     tokens_of,
 )
-from hadamard_core.functional.primitives import accumulation_dtype, scale_shift, scale_shift_backward, scaled_weight
+from hadamard_core.functional.primitives import (
+    accumulation_dtype,
+    constant,
+    scale_shift,
+    scale_shift_backward,
+    scaled_weight,
+)
 
 Compute = Literal["auto", "weight", "activation"]
 """How :func:`scaled_linear` is computed. The result is the same."""
@@ -209,25 +215,27 @@ def _forward(
     scaled = scale_shift(rows(x), scale_in, None, samples)
     inside = _bias_in_product(x, bias, scale_out)
     product = linear(scaled, weight.to(dtype), bias.to(dtype) if inside else None)
-    correction = shift
-    if bias is not None and not inside:
-        correction = bias if shift is None else bias + shift
-    elif bias is not None and scale_out is not None:
-        wide = bias.to(accumulation_dtype(bias.dtype, scale_out.dtype))
-        correction = torch.addcmul(wide, wide, scale_out.to(wide.dtype), value=-1)
-        correction = correction if shift is None else correction + shift
-    y = scale_shift(product, scale_out, correction, samples)
+    outside = shift if bias is None or inside else bias if shift is None else bias + shift
+    if index is not None and outside is bias is not None:
+        outside = bias.expand(scale_out.shape)
+    y = scale_shift(product, scale_out, outside, samples)
     shape = (*x.shape[:-1], weight.shape[0])
     return y.view(shape), x.new_empty(0) if scale_out is None else product.view(shape)
 
 
 def _bias_in_product(x: Tensor, bias: Tensor | None, scale_out: Tensor | None) -> bool:
-    """Whether the activation way adds the bias inside the product.
+    """Whether the activation way adds the bias inside the product, as the frozen layer does, rather than after it.
 
-    With kernels it comes after, in the pass that multiplies by scale_out: subtracting it again for the gradient would
-    have to ask the device where that is accurate, and the host would wait for the answer.
+    Inside, it has to be subtracted again for the gradient of scale_out, which is not accurate everywhere. So that is
+    for the start only; and not for kernels, which would have to ask the device and wait for its answer.
     """
-    return bias is not None and (scale_out is None or not kernels.usable(x))
+    if bias is None or scale_out is None:
+        return bias is not None
+    return not kernels.usable(x) and torch.equal(scale_out.flatten(), _ones_like(scale_out))
+
+
+def _ones_like(tensor: Tensor) -> Tensor:
+    return constant(1.0, tensor.numel(), tensor.dtype, tensor.device)
 
 
 def _gradients(
@@ -245,8 +253,8 @@ def _gradients(
     groups: int,
     by_weight: bool,
     needs: list[bool],
-) -> list[Tensor]:
-    """The gradients of x, weight, bias, scale_in, scale_out and shift; an empty tensor for one that is not needed.
+) -> list[Tensor | None]:
+    """The gradients of x, weight, bias, scale_in, scale_out and shift; None for one that is not needed.
 
     ``x`` and ``result`` are None where no gradient reads them; ``result`` is y in the weight way, and the product with
     the bias in the activation way.
@@ -321,7 +329,7 @@ def _gradients(
         of_shift,
     )
     dtypes = (dtype, *(dtype if t is None else t.dtype for t in (weight, bias, scale_in, scale_out, shift)))
-    grads = [one.to(own) if need else grad.new_empty(0) for one, own, need in zip(found, dtypes, needs, strict=True)]
+    grads = [one.to(own) if need else None for one, own, need in zip(found, dtypes, needs, strict=True)]
     if needs_bias and needs_shift and grads[2] is grads[5]:
         grads[5] = grads[5].clone()
     return grads
@@ -437,10 +445,10 @@ def _inaccurate(g: Tensor, result: Tensor, inside: Tensor) -> Tensor:
     # What decides are the tokens with large gradients, found by one product with a vector of signs without a pattern.
     strength = torch.mv(g, _signs(g.shape[1], g.dtype, g.device)).abs_()
     most = strength.topk(min(len(g), _SAMPLED_TOKENS), sorted=False).indices
-    gradients = g[most].to(accumulation_dtype(g.dtype))
-    norm = torch.linalg.vector_norm(gradients, dim=0)
-    norm_of_product = torch.linalg.vector_norm(gradients.mul_(result[most] - inside), dim=0)
-    return (inside != 0) & ((inside * norm).abs_() >= _LARGEST_RELATIVE_BIAS[result.dtype] * norm_of_product)
+    gradients = g[most].to(accumulation_dtype(g.dtype))  # a copy, which may be written over
+    kept = (gradients * (result[most] - inside)).square_().sum(0)
+    lost = gradients.square_().sum(0).mul_(inside.square())
+    return (inside != 0) & (lost >= _LARGEST_RELATIVE_BIAS[result.dtype] ** 2 * kept)
 
 
 @functools.lru_cache(maxsize=64)
@@ -490,9 +498,10 @@ def _backward_op(
     by_weight: bool,
     needs: list[bool],
 ) -> list[Tensor]:
-    return _gradients(
+    grads = _gradients(
         grad, x, weight, bias, scale_in, scale_out, shift, index, result, adapted, parts, groups, by_weight, needs
     )
+    return tensors_only(grads, grad)
 
 
 @_backward_op.register_fake
