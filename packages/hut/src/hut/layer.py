@@ -97,7 +97,7 @@ def _around(center: float, spread: float, *shape: int) -> nn.Parameter:
 def _mean(matrix: Tensor, dim: int) -> Tensor:
     """The mean, exactly 1 for a matrix of ones.
 
-    ``Tensor.mean`` may multiply by the reciprocal of the count, which for some counts does not bring r ones back to
-    one.
+    ``Tensor.mean``, and on a GPU division by a number, may multiply by the reciprocal of the count, which for some
+    counts does not bring r ones back to one.
     """
-    return matrix.sum(dim) / torch.full((), matrix.shape[dim], dtype=matrix.dtype, device=matrix.device)
+    return matrix.sum(dim) / matrix.new_full((1,), matrix.shape[dim])

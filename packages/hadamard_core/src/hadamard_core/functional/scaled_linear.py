@@ -19,13 +19,13 @@ same numbers. ``g`` is the gradient of the result, ``b' = bias + shift``, and co
 ``"activation"``
     Scales x before and y after the product: passes over (tokens, in) and (tokens, out). With u = (g * scale_out) W::
 
-        grad x = u * scale_in      grad scale_in = colsum(x * u)      grad scale_out = colsum(g * (x W^T))
+        grad x = u * scale_in      grad scale_in = colsum(x * u)      grad scale_out as above
 
 At the start (scales of one, shift of zero) both give the frozen layer's output bit for bit, because its own product
 with its own bias is what runs; on CUDA the activation way always adds the bias after the product and can differ by its
 rounding. Which way is cheaper depends on the number of tokens against that of features;
-``"auto"`` picks by that. The weight way keeps less for the backward pass: its result, which whatever comes next mostly
-keeps as well, where the activation way keeps the product besides.
+``"auto"`` picks by that. Both keep for the backward pass what is there anyway: x, and the result, which whatever comes
+next mostly keeps as well.
 
 ``y - b'`` has lost what the rounding of y took, the more the larger the bias is beside the product. Columns where that
 matters take the product anew, without the bias. In 16 bits, which have no digits to give away, that is where the bias
@@ -203,7 +203,7 @@ def _forward(
     groups: int,
     by_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y and, in the activation way, the product with the bias before ``scale_out`` (else an empty tensor)."""
+    """y and, with ``index``, the product before ``scale_out`` (else an empty tensor)."""
     dtype = x.dtype
     if by_weight:
         if adapted:
@@ -220,7 +220,7 @@ def _forward(
         outside = bias.expand(scale_out.shape)
     y = scale_shift(product, scale_out, outside, samples)
     shape = (*x.shape[:-1], weight.shape[0])
-    return y.view(shape), x.new_empty(0) if scale_out is None else product.view(shape)
+    return y.view(shape), x.new_empty(0) if index is None or scale_out is None else product.view(shape)
 
 
 def _bias_in_product(x: Tensor, bias: Tensor | None, scale_out: Tensor | None) -> bool:
@@ -256,8 +256,7 @@ def _gradients(
 ) -> list[Tensor | None]:
     """The gradients of x, weight, bias, scale_in, scale_out and shift; None for one that is not needed.
 
-    ``x`` and ``result`` are None where no gradient reads them; ``result`` is y in the weight way, and the product with
-    the bias in the activation way.
+    ``x`` and ``result`` are None where no gradient reads them; ``result`` is y, with ``index`` the product.
     """
     needs_x, needs_weight, needs_bias, needs_scale_in, needs_scale_out, needs_shift = needs
     g = rows(grad)
@@ -266,29 +265,35 @@ def _gradients(
     adapters = _adapters(scale_in, scale_out, shift)
     dtype = grad.dtype
     of_x = of_weight = of_scale_in = of_scale_out = None
+    needs_product = needs_x or needs_scale_in
 
-    scaled_g = None  # g * scale_out, in the activation way
-    if by_weight:
-        slices = Slices(tuple(adapted), parts, groups) if adapted else None
-        rows_in = scale_in if slices is None else scale_in_of_parts(scale_in, slices)
+    slices = Slices(tuple(adapted), parts, groups) if adapted else None
+    rows_in = scale_in if slices is None else scale_in_of_parts(scale_in, slices)
+    if index is None:
         inside = shift if bias is None else bias if shift is None else bias + shift
-        of_scale_out, total = _grad_of_scale_out(
-            g, result, x2, weight, rows_in, scale_out, inside, parts, groups, needs_scale_out, needs_bias or needs_shift
+        scaled_g, of_scale_out, total = _through_scale_out(
+            g,
+            result,
+            x2,
+            weight,
+            rows_in,
+            scale_out,
+            inside,
+            parts,
+            groups,
+            needs_input=not by_weight and (needs_product or needs_weight),
+            needs_scale=needs_scale_out,
+            needs_shift=needs_bias or needs_shift,
         )
-        if needs_x or needs_scale_in:
-            outer = scaled_weight(weight, None, scale_out, dtype)
-            by_part = _through_slices if slices is not None else _through_whole
-            of_x, of_scale_in = by_part(g, x2, outer, scale_in, slices, needs_x, needs_scale_in)
     else:
         inside = bias if _bias_in_product(g, bias, scale_out) else None
-        needs_product = needs_x or needs_scale_in or needs_weight
         scaled_g, of_scale_out, total = scale_shift_backward(
             g,
             result,
             scale_out,
             samples,
             center=inside,
-            needs_input=needs_product,
+            needs_input=needs_product or needs_weight,
             needs_scale=needs_scale_out,
             needs_shift=needs_bias or needs_shift,
             adapters=adapters,
@@ -296,11 +301,16 @@ def _gradients(
         if needs_scale_out and inside is not None:
             again = _inaccurate(g, result, inside)
             if again.any():
-                scaled = scale_shift(x2, scale_in, None, samples)
-                product = linear(scaled, weight[again].to(dtype))
-                of_scale_out[..., again] = _column_dots(g[:, again], product, samples, adapters)
-        if needs_x or needs_scale_in:
-            u = scaled_g @ weight.to(dtype)
+                product = linear(scale_shift(x2, scale_in, None, samples), weight[again].to(dtype))
+                of_scale_out[..., again] = scale_shift_backward(
+                    g[:, again], product, None, samples, needs_input=False, needs_shift=False, adapters=adapters
+                )[1]
+    if needs_product:
+        if slices is not None:
+            outer = scaled_weight(weight, None, scale_out, dtype)
+            of_x, of_scale_in = _through_slices(g, x2, outer, scale_in, slices, needs_x, needs_scale_in)
+        else:
+            u = g @ scaled_weight(weight, None, scale_out, dtype) if by_weight else scaled_g @ weight.to(dtype)
             of_x, of_scale_in, _ = scale_shift_backward(
                 u,
                 x2,
@@ -335,25 +345,13 @@ def _gradients(
     return grads
 
 
-def _through_whole(
-    g: Tensor,
-    x: Tensor | None,
-    outer: Tensor,
-    scale_in: Tensor | None,
-    slices: None,
-    needs_x: bool,
-    needs_scale_in: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of x and of scale_in in the weight way; ``outer`` is the weight times scale_out."""
-    return scale_shift_backward(
-        g @ outer, x, scale_in, needs_input=needs_x, needs_scale=needs_scale_in, needs_shift=False
-    )[:2]
-
-
 def _through_slices(
     g: Tensor, x: Tensor | None, outer: Tensor, scale_in: Tensor, slices: Slices, needs_x: bool, needs_scale_in: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """As :func:`_through_whole`, part by part: the products are as large together as the one of all parts."""
+    """The gradients of x and of scale_in, part by part: the products are as large together as the one of the whole.
+
+    ``outer`` is the weight times scale_out.
+    """
     of_x, by_part = None, dict.fromkeys(slices.adapted)
     scales = dict(zip(slices.adapted, scale_in, strict=True))
     by_feature = g.unflatten(1, (slices.groups, slices.parts, -1))
@@ -377,7 +375,7 @@ def _through_slices(
     return of_x, torch.stack(list(by_part.values())) if needs_scale_in else None
 
 
-def _grad_of_scale_out(
+def _through_scale_out(
     g: Tensor,
     y: Tensor | None,
     x: Tensor | None,
@@ -387,23 +385,27 @@ def _grad_of_scale_out(
     inside: Tensor | None,
     parts: int,
     groups: int,
-    needs_scale_out: bool,
-    needs_total: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """colsum(g * (y - inside)) / scale_out of the weight way, and colsum(g): (out,) each.
+    *,
+    needs_input: bool,
+    needs_scale: bool,
+    needs_shift: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """g * scale_out, colsum(g * (y - inside)) / scale_out, and colsum(g).
 
-    The product is taken anew, before scale_out, in columns where the first would be inaccurate.
+    The product is taken anew, before scale_out, in columns where the second would be inaccurate.
 
     Args:
         scale_in: (in,), or (parts, in) with a row for each part.
-        inside: what was added to the product in ``y``.
+        inside: what was added to the product times scale_out.
     """
-    if not needs_scale_out:
-        return scale_shift_backward(g, None, None, needs_input=False, needs_scale=False, needs_shift=needs_total)[1:]
+    if not needs_scale:
+        return scale_shift_backward(
+            g, None, scale_out, needs_input=needs_input, needs_scale=False, needs_shift=needs_shift
+        )
     smallest, largest = _SMALLEST_DIVISOR[y.dtype], _LARGEST_RELATIVE_BIAS[y.dtype]
     if kernels.usable(g):
         matrix = None if scale_in is None else torch.atleast_2d(scale_in)
-        return kernels.exact_columns.grad_of_scale_out(
+        gradient, total = kernels.exact_columns.grad_of_scale_out(
             g,
             y,
             x,
@@ -416,9 +418,15 @@ def _grad_of_scale_out(
             smallest_divisor=smallest,
             largest_relative_center=largest,
         )
-    _, dots, total = scale_shift_backward(
-        g, y, None, center=inside, needs_input=False, needs_scale=True, needs_shift=needs_total
+        return scale_shift(g, scale_out, None) if needs_input else None, gradient, total
+    scaled_g, dots, total = scale_shift_backward(
+        g, y, scale_out, center=inside, needs_input=needs_input, needs_shift=needs_shift
     )
+    least = float(scale_out.abs().amin()) if len(scale_out) else 1.0
+    if least >= smallest:
+        gradient = dots / scale_out
+        if inside is None or _is_accurate(g, gradient, inside, least, largest):
+            return scaled_g, gradient, total
     tiny = scale_out.abs() < smallest
     gradient = dots / scale_out.masked_fill(tiny, 1)
     again = tiny if inside is None else tiny | _inaccurate(g, y, inside)
@@ -429,13 +437,20 @@ def _grad_of_scale_out(
             by_row = scale_in if parts == 1 else scale_in.repeat_interleave(size, 0).repeat(groups, 1)[again]
             selected = selected * by_row
         product = linear(x, selected.to(x.dtype))
-        gradient[again] = _column_dots(g[:, again], product).to(gradient.dtype)
-    return gradient, total
+        exact = scale_shift_backward(g[:, again], product, None, needs_input=False, needs_shift=False)[1]
+        gradient[again] = exact.to(gradient.dtype)
+    return scaled_g, gradient, total
 
 
-def _column_dots(a: Tensor, b: Tensor, index: Tensor | None = None, adapters: int = 1) -> Tensor:
-    """colsum(a * b): (features,), with ``index`` (adapters, features)."""
-    return scale_shift_backward(a, b, None, index, needs_input=False, needs_shift=False, adapters=adapters)[1]
+def _is_accurate(g: Tensor, gradient: Tensor, inside: Tensor, least: float, largest: float) -> bool:
+    """Whether a bound with four numbers shows already that subtracting ``inside`` is harmless.
+
+    For products p with colsum(g * p) = ``gradient``, the norm of g * p is at least that of ``gradient`` over the root
+    of the number of tokens; ``least`` is the smallest magnitude in scale_out.
+    """
+    flat = g.flatten()
+    lost = (float(inside.abs().amax()) / least) ** 2 * float(torch.dot(flat, flat)) * len(g)
+    return lost <= largest**2 * float(torch.dot(gradient, gradient))
 
 
 def _inaccurate(g: Tensor, result: Tensor, inside: Tensor) -> Tensor:
@@ -478,7 +493,7 @@ def _op(
 @_op.register_fake
 def _(x, weight, bias, scale_in, scale_out, shift, index, adapted, parts, groups, by_weight):
     y = x.new_empty(*x.shape[:-1], weight.shape[0])
-    return y, x.new_empty(0) if by_weight or scale_out is None else torch.empty_like(y)
+    return y, x.new_empty(0) if index is None or scale_out is None else torch.empty_like(y)
 
 
 @torch.library.custom_op("hadamard::scaled_linear_backward", mutates_args=())
@@ -519,7 +534,6 @@ def _save(ctx, inputs, output) -> None:
     x, weight, bias, scale_in, scale_out, shift, index, *ctx.how = inputs
     y, product = output
     _, needs_weight, _, needs_scale_in, needs_scale_out, *_ = ctx.needs_input_grad
-    by_weight = ctx.how[-1]
     ctx.save_for_backward(
         x if needs_weight or needs_scale_in or needs_scale_out else None,
         weight,
@@ -528,7 +542,7 @@ def _save(ctx, inputs, output) -> None:
         scale_out,
         shift,
         index,
-        None if not needs_scale_out else y if by_weight else product,
+        None if not needs_scale_out else y if index is None else product,
     )
 
 
