@@ -224,6 +224,7 @@ def _gradients(
                 needs_input=needs_down or needs_projected or (needs_x and own_projection),
                 needs_scale=needs_scale_down,
                 needs_shift=False,
+                overwrite=True,
             )
             if needs_projected:
                 of_projected = of_p.view(*grad.shape[:-1], -1)

@@ -27,7 +27,9 @@ def constant(value: float, features: int, dtype: torch.dtype, device: torch.devi
     return torch.full((features,), value, dtype=dtype, device=device)
 
 
-def scale_shift(x: Tensor, scale: Tensor | None, shift: Tensor | None, index: Tensor | None = None) -> Tensor:
+def scale_shift(
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, index: Tensor | None = None, *, overwrite: bool = False
+) -> Tensor:
     """``x * scale + shift`` in one pass, in the dtype of ``x``.
 
     Args:
@@ -35,6 +37,7 @@ def scale_shift(x: Tensor, scale: Tensor | None, shift: Tensor | None, index: Te
         scale: (features,); with ``index``, (adapters, features).
         shift: as ``scale``.
         index: (samples,), the adapter of each sample; all samples have equally many tokens.
+        overwrite: the result may be written over ``x``, which spares a CPU the page faults of new memory.
     """
     if scale is None and shift is None:
         return x
@@ -43,13 +46,13 @@ def scale_shift(x: Tensor, scale: Tensor | None, shift: Tensor | None, index: Te
         return kernels.scale_shift.scale_shift(_by_sample(x, index), *matrices, index).view(x.shape)
     if index is not None:
         gathered = (None if vector is None else vector[index][:, None] for vector in (scale, shift))
-        return _elementwise(_by_sample(x, index), *gathered).view(x.shape)
+        return _elementwise(_by_sample(x, index), *gathered, overwrite).view(x.shape)
     if x.dtype in (torch.bfloat16, torch.float16) and x.numel():
         zeros, ones = (constant(value, x.shape[-1], torch.float32, x.device) for value in (0.0, 1.0))
         weight = ones if scale is None else scale.float()
         bias = zeros if shift is None else shift.float()
         return torch.native_batch_norm(x.contiguous(), weight, bias, zeros, ones, False, 0.0, 0.0)[0]
-    return _elementwise(x, scale, shift)
+    return _elementwise(x, scale, shift, overwrite)
 
 
 def scale_shift_backward(
@@ -63,6 +66,7 @@ def scale_shift_backward(
     needs_scale: bool = True,
     needs_shift: bool = True,
     adapters: int = 1,
+    overwrite: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of :func:`scale_shift`, in one pass over ``grad`` and ``x``; None for one that is not needed.
 
@@ -73,6 +77,7 @@ def scale_shift_backward(
         index: (samples,), the adapter of each sample; all samples have equally many tokens.
         center: (features,), subtracted from ``x`` before it is multiplied with ``grad``.
         adapters: how many there are, with ``index``.
+        overwrite: the first result may be written over ``grad``.
 
     Returns:
         ``grad * scale`` in the dtype of ``grad``; the sums over tokens of ``grad * (x - center)`` and of ``grad``, in
@@ -110,9 +115,11 @@ def scale_shift_backward(
         None,
         False,
         0.0,
-        [needs_input and scale is not None, needs_scale, needs_shift],
+        [needs_input and scale is not None and not overwrite, needs_scale, needs_shift],
     )
-    of_input = grad if scale is None else fused[0]
+    of_input = fused[0]
+    if scale is None or (needs_input and overwrite):
+        of_input = scale_shift(grad, scale, None, overwrite=overwrite)
     return of_input if needs_input else None, fused[1] if needs_scale else None, fused[2] if needs_shift else None
 
 
@@ -149,13 +156,15 @@ def _by_sample(x: Tensor, index: Tensor | None) -> Tensor:
     return x.reshape(len(index), len(x) // max(len(index), 1), x.shape[-1])
 
 
-def _elementwise(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    if scale is None:
-        return (x + shift).to(x.dtype)
-    if shift is None:
-        return (x * scale).to(x.dtype)
+def _elementwise(x: Tensor, scale: Tensor | None, shift: Tensor | None, overwrite: bool) -> Tensor:
     wide = accumulation_dtype(x.dtype)
-    return torch.addcmul(shift.to(wide), x.to(wide), scale.to(wide)).to(x.dtype)
+    scale, shift = (None if vector is None else vector.to(wide) for vector in (scale, shift))
+    out = x if overwrite and x.dtype == wide else None
+    if scale is None:
+        return torch.add(x, shift, out=out).to(x.dtype)
+    if shift is None:
+        return torch.mul(x, scale, out=out).to(x.dtype)
+    return torch.addcmul(shift, x.to(wide), scale, out=out).to(x.dtype)
 
 
 def scaled_weight(

@@ -218,7 +218,7 @@ def _forward(
     outside = shift if bias is None or inside else bias if shift is None else bias + shift
     if index is not None and outside is bias is not None:
         outside = bias.expand(scale_out.shape)
-    y = scale_shift(product, scale_out, outside, samples)
+    y = scale_shift(product, scale_out, outside, samples, overwrite=index is None)
     shape = (*x.shape[:-1], weight.shape[0])
     return y.view(shape), x.new_empty(0) if index is None or scale_out is None else product.view(shape)
 
@@ -320,6 +320,7 @@ def _gradients(
                 needs_scale=needs_scale_in,
                 needs_shift=False,
                 adapters=adapters,
+                overwrite=True,
             )
     if needs_weight:
         # out * in as for any weight that trains; only then is the third product computed.
@@ -370,6 +371,7 @@ def _through_slices(
             needs_input=needs_x,
             needs_scale=needs_scale_in,
             needs_shift=False,
+            overwrite=True,
         )
         of_x = own_x if of_x is None or own_x is None else of_x.add_(own_x)
     return of_x, torch.stack(list(by_part.values())) if needs_scale_in else None
