@@ -35,6 +35,7 @@ from hadamard_core.functional.operators import (
     cast_for_autocast,
     check_devices,
     check_shape,
+    fake_gradients,
     rows,
     tensors_only,
     tokens_of,
@@ -249,20 +250,7 @@ def _gradients(
     ]
 
 
-@torch.library.custom_op("hadamard::low_rank_linear", mutates_args=())
-def _op(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    down: Tensor,
-    up: Tensor,
-    scale_down: Tensor | None,
-    scale_up: Tensor | None,
-    projected: Tensor | None,
-    scaling: float,
-    composes: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _forward(x, weight, bias, down, up, scale_down, scale_up, projected, scaling, composes)
+_op = torch.library.custom_op("hadamard::low_rank_linear", _forward, mutates_args=())
 
 
 @_op.register_fake
@@ -301,21 +289,18 @@ def _backward_op(
 @_backward_op.register_fake
 def _(grad, x, weight, bias, down, up, scale_down, scale_up, projected, kept, scaling, composes, own_projection, needs):
     of_x = grad.new_empty(*grad.shape[:-1], weight.shape[1])
-    return [
-        torch.empty_like(like, memory_format=torch.contiguous_format) if need else grad.new_empty(0)
-        for like, need in zip((of_x, weight, bias, down, up, scale_down, scale_up, projected), needs, strict=True)
-    ]
+    return fake_gradients(grad, (of_x, weight, bias, down, up, scale_down, scale_up, projected), needs)
 
 
 def _save(ctx, inputs, output) -> None:
     x, weight, bias, down, up, scale_down, scale_up, projected, scaling, composes = inputs
     _, p, kept = output
-    _, needs_weight, _, needs_down, needs_up, needs_scale_down, needs_scale_up, needs_projected = ctx.needs_input_grad[
-        :8
-    ]
+    needs_x, needs_weight, _, needs_down, needs_up, needs_scale_down, needs_scale_up, needs_projected, *_ = (
+        ctx.needs_input_grad
+    )
     ctx.how = (scaling, composes, projected is None)
     if composes:
-        reads_p, reads_kept = needs_scale_down or needs_scale_up, ctx.needs_input_grad[0]
+        reads_p, reads_kept = needs_scale_down or needs_scale_up, needs_x
     else:
         reads_p, reads_kept = needs_up or needs_scale_down or needs_projected, needs_scale_up
     ctx.save_for_backward(

@@ -135,6 +135,19 @@ def tensors_only(grads: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
     return [like.new_empty(0) if one is None else one for one in grads]
 
 
+def fake_gradients(grad: Tensor, inputs: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor]:
+    """Their shapes: each gradient is laid out as a contiguous tensor of the shape and dtype of its input."""
+    return [
+        torch.empty_like(one, memory_format=torch.contiguous_format) if need else grad.new_empty(0)
+        for one, need in zip(inputs, needs, strict=True)
+    ]
+
+
+def adapters_of(*matrices: Tensor | None) -> int:
+    """The number of adapters that matrices with a row for each have; 1 if all are None."""
+    return next((len(matrix) for matrix in matrices if matrix is not None), 1)
+
+
 def cast_for_autocast(x: Tensor) -> Tensor:
     """``x`` in the dtype that autocast asks for, where it is on."""
     if torch.is_autocast_enabled(x.device.type) and x.is_floating_point() and x.dtype != torch.float64:

@@ -8,10 +8,12 @@ from torch import Tensor
 from hadamard_core.functional import primitives
 from hadamard_core.functional.operators import (
     Operator,
+    adapters_of,
     cast_for_autocast,
     check_devices,
     check_index,
     check_shape,
+    fake_gradients,
     rows,
     tensors_only,
 )
@@ -39,7 +41,7 @@ def scale_shift(
         ValueError: shapes do not fit, or tensors are on different devices.
     """
     check_index(index, x)
-    adapters = () if index is None else (_adapters(scale, shift),)
+    adapters = () if index is None else (adapters_of(scale, shift),)
     for name, vector in (("scale", scale), ("shift", shift)):
         check_shape(name, vector, (*adapters, x.shape[-1]), "x")
     check_devices(x, scale=scale, shift=shift, index=index)
@@ -47,10 +49,6 @@ def scale_shift(
     if scale is None and shift is None:
         return x
     return _operator(x, scale, shift, index)
-
-
-def _adapters(scale: Tensor | None, shift: Tensor | None) -> int:
-    return next((len(vector) for vector in (scale, shift) if vector is not None), 1)
 
 
 def _forward(x: Tensor, scale: Tensor | None, shift: Tensor | None, index: Tensor | None) -> Tensor:
@@ -71,7 +69,7 @@ def _gradients(
         needs_input=needs_x,
         needs_scale=needs_scale,
         needs_shift=needs_shift,
-        adapters=_adapters(scale, shift),
+        adapters=adapters_of(scale, shift),
     )
     dtypes = (grad.dtype, None if scale is None else scale.dtype, None if shift is None else shift.dtype)
     of_x, of_scale, of_shift = (
@@ -80,9 +78,7 @@ def _gradients(
     return [of_x.view(grad.shape).contiguous() if needs_x else None, of_scale, of_shift]
 
 
-@torch.library.custom_op("hadamard::scale_shift", mutates_args=())
-def _op(x: Tensor, scale: Tensor | None, shift: Tensor | None, index: Tensor | None) -> Tensor:
-    return _forward(x, scale, shift, index)
+_op = torch.library.custom_op("hadamard::scale_shift", _forward, mutates_args=())
 
 
 @_op.register_fake
@@ -100,10 +96,7 @@ def _backward_op(
 
 @_backward_op.register_fake
 def _(grad, x, scale, shift, index, needs):
-    return [
-        torch.empty(like.shape, dtype=like.dtype, device=like.device) if need else grad.new_empty(0)
-        for like, need in zip((grad, scale, shift), needs, strict=True)
-    ]
+    return fake_gradients(grad, (grad, scale, shift), needs)
 
 
 def _save(ctx, inputs, output) -> None:

@@ -44,10 +44,12 @@ from torch.nn.functional import linear
 from hadamard_core import kernels
 from hadamard_core.functional.operators import (
     Operator,
+    adapters_of,
     cast_for_autocast,
     check_devices,
     check_index,
     check_shape,
+    fake_gradients,
     rows,
     tensors_only,
     tokens_of,
@@ -128,7 +130,7 @@ def scaled_linear(
     check_index(index, x)
     if scale_in is scale_out is shift is None:
         index = None
-    adapters = () if index is None else (_adapters(scale_in, scale_out, shift),)
+    adapters = () if index is None else (adapters_of(scale_in, scale_out, shift),)
     for name, vector in (("scale_out", scale_out), ("shift", shift)):
         check_shape(name, vector, (*adapters, out_features), "weight")
     check_shape(
@@ -151,8 +153,8 @@ def scaled_linear(
     return _operator(x, weight, bias, scale_in, scale_out, shift, index, adapted, parts, groups, by_weight)
 
 
-def _adapters(*matrices: Tensor | None) -> int:
-    return next((len(matrix) for matrix in matrices if matrix is not None), 1)
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return a if b is None else b if a is None else a + b
 
 
 def _check_slices(slices: Slices, scale_in: Tensor | None, out_features: int, index: Tensor | None) -> None:
@@ -171,10 +173,8 @@ def prefers_weight(tokens: int, weight: Tensor) -> bool:
     return tokens * (in_features + out_features) >= out_features * in_features
 
 
-def scale_in_of_parts(scale_in: Tensor | None, slices: Slices) -> Tensor | None:
+def scale_in_of_parts(scale_in: Tensor, slices: Slices) -> Tensor:
     """``scale_in`` with a row for each part of a fused projection, ones where it is not adapted."""
-    if scale_in is None:
-        return None
     ones = torch.ones_like(scale_in[0])
     by_part = dict(zip(slices.adapted, scale_in, strict=True))
     return torch.stack([by_part.get(part, ones) for part in range(slices.parts)])
@@ -199,13 +199,13 @@ def _forward(
         if adapted:
             scale_in = scale_in_of_parts(scale_in, Slices(tuple(adapted), parts, groups))
         scaled = scaled_weight(weight, scale_in, scale_out, dtype, parts=parts, groups=groups)
-        inside = shift if bias is None else bias if shift is None else bias + shift
+        inside = _sum(bias, shift)
         return linear(x, scaled, None if inside is None else inside.to(dtype)), x.new_empty(0)
     samples = None if index is None else index.flatten()
     scaled = scale_shift(rows(x), scale_in, None, samples)
     inside = _bias_in_product(x, bias, scale_out)
     product = linear(scaled, weight.to(dtype), bias.to(dtype) if inside else None)
-    outside = shift if bias is None or inside else bias if shift is None else bias + shift
+    outside = _sum(None if inside else bias, shift)
     if index is not None and outside is bias is not None:
         outside = bias.expand(scale_out.shape)
     y = scale_shift(product, scale_out, outside, samples, overwrite=index is None)
@@ -252,7 +252,7 @@ def _gradients(
     g = rows(grad)
     x2, result = (None if t is None else rows(t) for t in (x, result))
     samples = None if index is None else index.flatten()
-    adapters = _adapters(scale_in, scale_out, shift)
+    adapters = adapters_of(scale_in, scale_out, shift)
     dtype = grad.dtype
     of_x = of_weight = of_scale_in = of_scale_out = None
     needs_product = needs_x or needs_scale_in
@@ -260,7 +260,7 @@ def _gradients(
     slices = Slices(tuple(adapted), parts, groups) if adapted else None
     rows_in = scale_in if slices is None else scale_in_of_parts(scale_in, slices)
     if index is None:
-        inside = shift if bias is None else bias if shift is None else bias + shift
+        inside = _sum(bias, shift)
         scaled_g, of_scale_out, total = through_scale_out(
             g,
             result,
@@ -367,22 +367,7 @@ def _through_slices(
     return of_x, torch.stack(list(by_part.values())) if needs_scale_in else None
 
 
-@torch.library.custom_op("hadamard::scaled_linear", mutates_args=())
-def _op(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale_in: Tensor | None,
-    scale_out: Tensor | None,
-    shift: Tensor | None,
-    index: Tensor | None,
-    adapted: list[int],
-    parts: int,
-    groups: int,
-    by_weight: bool,
-) -> tuple[Tensor, Tensor]:
-    y, product = _forward(x, weight, bias, scale_in, scale_out, shift, index, adapted, parts, groups, by_weight)
-    return y.clone() if y is product or y._base is product._base is not None else y, product
+_op = torch.library.custom_op("hadamard::scaled_linear", _forward, mutates_args=())
 
 
 @_op.register_fake
@@ -416,13 +401,8 @@ def _backward_op(
 
 @_backward_op.register_fake
 def _(grad, x, weight, bias, scale_in, scale_out, shift, index, result, adapted, parts, groups, by_weight, needs):
-    grads = [
-        torch.empty(like.shape, dtype=like.dtype, device=like.device) if need else grad.new_empty(0)
-        for like, need in zip((grad, weight, bias, scale_in, scale_out, shift), needs, strict=True)
-    ]
-    if needs[0]:
-        grads[0] = grad.new_empty(*grad.shape[:-1], weight.shape[1])
-    return grads
+    of_x = grad.new_empty(*grad.shape[:-1], weight.shape[1])
+    return fake_gradients(grad, (of_x, weight, bias, scale_in, scale_out, shift), needs)
 
 
 def _save(ctx, inputs, output) -> None:
