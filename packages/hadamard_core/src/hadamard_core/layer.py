@@ -246,9 +246,13 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
         active = () if self.disable_adapters or self.merged else self._own_adapters(self.active_adapters)
         if not active:
             return self.base_layer(x, *args, **kwargs)
-        vectors, slices = self._combine(active)
+        return self.adapted(x, active)
+
+    def adapted(self, x: Tensor, adapter_names: Sequence[str]) -> Tensor:
+        """The projection of ``x``, (..., in_features), adapted by these adapters, one at least, together."""
+        vectors, slices = self._combine(adapter_names)
         # All adapters compute the same function either way; the first one's wish is as good as any.
-        compute = self.compute[active[0]]
+        compute = self.compute[adapter_names[0]]
         if self._calls_base_layer(x, slices, compute):
             return self._around_base_layer(x, vectors, slices)
         base = self.get_base_layer()
@@ -268,14 +272,14 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
         if names == [NO_ADAPTER]:
             return self.base_layer(x)
         vectors, slices = self._combine_mixed(names)
-        if self._computes_itself():
+        if self.computes_itself():
             return self._around_base_layer(x, vectors, slices, index)
         base = self.get_base_layer()
         if slices is None:
             return scaled_linear(x, weight_as_linear(base), base.bias, *vectors, index=index)
         return self._part_by_part(x, vectors, slices, index)
 
-    def _computes_itself(self) -> bool:
+    def computes_itself(self) -> bool:
         """Whether the base layer's product is its own affair.
 
         It is where the layer is quantised or somebody has hooked or replaced its call, as accelerate does to move
@@ -291,7 +295,7 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
         With slices in the activation way, each has its own product of the whole, which for few tokens, as in decoding,
         costs less than scaling the weight.
         """
-        if self._computes_itself():
+        if self.computes_itself():
             return True
         if slices is None or compute == "weight":
             return False

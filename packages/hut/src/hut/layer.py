@@ -12,7 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from hadamard_core.functional import constant, derived_scaled_linear
 from hadamard_core.layer import ScaledLinear, Vectors
+from hadamard_core.orientation import weight_as_linear
 from hut.config import HutConfig
 
 
@@ -46,12 +48,25 @@ class HutLinear(ScaledLinear):
         shifts = [None] * len(slices) if shift is None else shift.split(sizes)
         return [Vectors(*each) for each in zip(scale_in, scale_out.split(sizes), shifts, strict=True)]
 
-    def _over_slices(self, adapter_name: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _over_slices(self, adapter_name: str) -> Vectors:
         """m_A, gamma * m_B, and beta (None if it is not used), slices side by side as in the parameters."""
-        scale_in, scale_out = _Scales.apply(
-            self.hut_A[adapter_name], self.hut_B[adapter_name], self.hut_gamma.get(adapter_name)
+        vectors, _ = _RULE.vectors(*self._parameters_of(adapter_name))
+        return Vectors(*vectors)
+
+    def _parameters_of(self, adapter_name: str) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """M_A, M_B, gamma and beta."""
+        # Past the attribute access of modules, which would take as long as the rest of a small layer.
+        modules = self._modules
+        return tuple(modules[name]._parameters.get(adapter_name) for name in self.adapter_layer_names)
+
+    def adapted(self, x: Tensor, adapter_names: Sequence[str]) -> Tensor:
+        name = adapter_names[0]
+        if len(adapter_names) > 1 or self.slices[name] is not None or self.computes_itself():
+            return super().adapted(x, adapter_names)
+        base = self.get_base_layer()
+        return derived_scaled_linear(
+            x, weight_as_linear(base), base.bias, _RULE, self._parameters_of(name), self.compute[name]
         )
-        return scale_in, scale_out, self.hut_beta.get(adapter_name)
 
     @torch.no_grad()
     def compact(self, adapter_name: str) -> None:
@@ -64,29 +79,31 @@ class HutLinear(ScaledLinear):
             del self.hut_gamma[adapter_name]
 
 
-class _Scales(torch.autograd.Function):
-    """m_A and gamma * m_B: one node of autograd in place of six, which a layer of few tokens would notice."""
+class _MeansOverR:
+    """m_A and gamma * m_B from M_A, M_B and gamma; beta is what it is."""
 
-    generate_vmap_rule = True
+    sources = ((0,), (1, 2), (3,))
 
-    @staticmethod
-    def forward(matrix_a: Tensor, matrix_b: Tensor, gamma: Tensor | None) -> tuple[Tensor, Tensor]:
+    def vectors(self, matrix_a: Tensor, matrix_b: Tensor, gamma: Tensor | None, beta: Tensor | None):
         mean_b = _mean(matrix_b, 0)
-        return _mean(matrix_a, -1), mean_b if gamma is None else mean_b * gamma
+        return (_mean(matrix_a, -1), mean_b if gamma is None else mean_b * gamma, beta), mean_b
 
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        matrix_a, matrix_b, gamma = inputs
-        ctx.ranks = matrix_a.shape[-1], matrix_b.shape[0]
-        ctx.save_for_backward(matrix_b, gamma)
+    def gradients(self, of_vectors, mean_b: Tensor, matrix_a: Tensor, matrix_b: Tensor, gamma: Tensor | None, _):
+        of_in, of_out, of_shift = of_vectors
+        of_a = of_b = of_gamma = None
+        if of_in is not None:
+            rank = matrix_a.shape[-1]
+            # Written out for each of the r, because autograd would copy what is only expanded.
+            of_a = of_in[..., None] / constant(float(rank), rank, of_in.dtype, of_in.device)
+        if of_out is not None:
+            of_gamma = None if gamma is None else of_out * mean_b
+            of_mean = of_out if gamma is None else of_out * gamma
+            rank = matrix_b.shape[0]
+            of_b = of_mean / constant(float(rank), rank, of_out.dtype, of_out.device)[:, None]
+        return of_a, of_b, of_gamma, of_shift
 
-    @staticmethod
-    def backward(ctx, grad_in: Tensor, grad_out: Tensor):
-        matrix_b, gamma = ctx.saved_tensors
-        rank_a, rank_b = ctx.ranks
-        of_a = (grad_in / rank_a).unsqueeze(-1).expand(*grad_in.shape, rank_a)
-        of_b = ((grad_out if gamma is None else grad_out * gamma) / rank_b).expand(rank_b, *grad_out.shape)
-        return of_a, of_b, None if gamma is None else grad_out * _mean(matrix_b, 0)
+
+_RULE = _MeansOverR()
 
 
 def _around(center: float, spread: float, *shape: int) -> nn.Parameter:
@@ -97,7 +114,9 @@ def _around(center: float, spread: float, *shape: int) -> nn.Parameter:
 def _mean(matrix: Tensor, dim: int) -> Tensor:
     """The mean, exactly 1 for a matrix of ones.
 
-    ``Tensor.mean``, and on a GPU division by a number, may multiply by the reciprocal of the count, which for some
+    On a GPU, ``Tensor.mean`` and division by a number may multiply by the reciprocal of the count, which for some
     counts does not bring r ones back to one.
     """
+    if matrix.device.type == "cpu":
+        return matrix.mean(dim)
     return matrix.sum(dim) / matrix.new_full((1,), matrix.shape[dim])

@@ -8,8 +8,9 @@ Each is an op of ``torch.library`` (``torch.ops.hadamard``) with rules for shape
 ``torch.compile(fullgraph=True)``, ``torch.export``, autocast, gradient checkpointing and ``torch.func`` go through.
 """
 
+from hadamard_core.functional.derived import VectorRule, derived_scaled_linear
 from hadamard_core.functional.low_rank_linear import LowRankCompute, low_rank_linear, prefers_composing
-from hadamard_core.functional.primitives import scaled_weight
+from hadamard_core.functional.primitives import constant, scaled_weight
 from hadamard_core.functional.scale_shift import scale_shift
 from hadamard_core.functional.scaled_linear import (
     Compute,
@@ -23,6 +24,9 @@ __all__ = [
     "Compute",
     "LowRankCompute",
     "Slices",
+    "VectorRule",
+    "constant",
+    "derived_scaled_linear",
     "low_rank_linear",
     "prefers_composing",
     "prefers_weight",

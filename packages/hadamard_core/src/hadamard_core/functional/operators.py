@@ -39,17 +39,19 @@ class Operator:
         save: Callable,
         differentiable: int,
     ) -> None:
-        self._op, self._forward, self._differentiable = forward_op, forward, differentiable
+        self._op, self._forward = forward_op, forward
+
+        def run_backward(grad: Tensor, *inputs: Any) -> list[Tensor | None]:
+            needs = inputs[-1]
+            if is_plain(grad) and not torch.is_grad_enabled():
+                return gradients(grad, *inputs)
+            run = BackwardOfTransforms.apply if _transforms_are_active() else backward_op
+            return [one if need else None for one, need in zip(run(grad, *inputs), needs, strict=True)]
 
         def backward(ctx, grad: Tensor, *_: Any):
-            needs = list(ctx.needs_input_grad[:differentiable])
-            if not _is_plain(grad):
-                run = BackwardOfTransforms.apply if _transforms_are_active() else backward_op
-            else:
-                run = backward_op if torch.is_grad_enabled() else gradients
-            grads = run(grad, *ctx.saved_tensors, *ctx.how, needs)
-            found = (one if need else None for one, need in zip(grads, needs, strict=True))
-            return *found, *(None for _ in ctx.needs_input_grad[differentiable:])
+            needs = ctx.needs_input_grad
+            grads = run_backward(grad, *ctx.saved_tensors, *ctx.how, list(needs[:differentiable]))
+            return *grads, *[None] * (len(needs) - differentiable)
 
         def refuse(ctx, *grads):
             raise NotImplementedError(
@@ -87,6 +89,8 @@ class Operator:
         Eager.backward = OfTransforms.backward = staticmethod(backward)
         BackwardOfTransforms.backward = staticmethod(refuse)
         self._eager, self._of_transforms = Eager.apply, OfTransforms.apply
+        self.backward = run_backward
+        """``backward_op``, called as plain code where nothing watches; None for a gradient that is not needed."""
         forward_op.register_autograd(backward, setup_context=save)
         backward_op.register_autograd(refuse)
         for op in (forward_op, backward_op):
@@ -94,19 +98,20 @@ class Operator:
 
     def __call__(self, *inputs: Any) -> Tensor:
         """Returns the op's result; the first input is a tensor."""
-        if _is_plain(inputs[0]):
-            records = torch.is_grad_enabled() and any(
-                tensor is not None and tensor.requires_grad for tensor in inputs[: self._differentiable]
-            )
-            outputs = (self._eager if records else self._forward)(*inputs)
+        if is_plain(inputs[0]):
+            outputs = (self._eager if torch.is_grad_enabled() else self._forward)(*inputs)
         else:
             outputs = (self._of_transforms if _transforms_are_active() else self._op)(*inputs)
         return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
-def _is_plain(x: Tensor) -> bool:
+def is_plain(x: Tensor) -> bool:
     """Whether ``x`` is an ordinary tensor of an ordinary call: not traced, not of ``torch.func``, not a subclass."""
-    return not torch.compiler.is_compiling() and type(x) in (Tensor, nn.Parameter) and not _transforms_are_active()
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def _transforms_are_active() -> bool:
@@ -167,7 +172,7 @@ def check_devices(x: Tensor, **named: Tensor | None) -> None:
 
 def check_shape(name: str, tensor: Tensor | None, shape: Sequence[int], owner: str) -> None:
     """Raises ValueError if ``tensor`` is given and has another shape."""
-    if tensor is not None and tensor.shape != tuple(shape):
+    if tensor is not None and tensor.shape != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; {owner} needs {tuple(shape)}.")
 
 

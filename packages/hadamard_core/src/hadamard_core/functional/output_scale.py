@@ -40,6 +40,7 @@ def through_scale_out(
     needs_input: bool,
     needs_scale: bool,
     needs_shift: bool,
+    scratch: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """g * scale_out, colsum(g * (y - inside)) / scale_out, and colsum(g).
 
@@ -48,10 +49,11 @@ def through_scale_out(
     Args:
         scale_in: (in,), or (parts, in) with a row for each part.
         inside: what was added to the product times scale_out.
+        scratch: the first of these may be memory that the next one which asks for scratch memory writes over.
     """
     if not needs_scale:
         return scale_shift_backward(
-            g, None, scale_out, needs_input=needs_input, needs_scale=False, needs_shift=needs_shift
+            g, None, scale_out, needs_input=needs_input, needs_scale=False, needs_shift=needs_shift, scratch=scratch
         )
     smallest, largest = _SMALLEST_DIVISOR[y.dtype], _LARGEST_RELATIVE_BIAS[y.dtype]
     if kernels.usable(g):
@@ -71,9 +73,9 @@ def through_scale_out(
         )
         return scale_shift(g, scale_out, None) if needs_input else None, gradient, total
     scaled_g, dots, total = scale_shift_backward(
-        g, y, scale_out, center=inside, needs_input=needs_input, needs_shift=needs_shift
+        g, y, scale_out, center=inside, needs_input=needs_input, needs_shift=needs_shift, scratch=scratch
     )
-    least = float(scale_out.abs().amin()) if len(scale_out) else 1.0
+    least = float(scale_out.abs().amin()) if scale_out.numel() else 1.0
     if least >= smallest:
         gradient = dots / scale_out
         if inside is None or _is_accurate(g, gradient, inside, least, largest):
@@ -100,7 +102,7 @@ def _is_accurate(g: Tensor, gradient: Tensor, inside: Tensor, least: float, larg
     of the number of tokens; ``least`` is the smallest magnitude in scale_out.
     """
     flat = g.flatten()
-    lost = (float(inside.abs().amax()) / least) ** 2 * float(torch.dot(flat, flat)) * len(g)
+    lost = (float(inside.abs().amax()) / least) ** 2 * float(torch.dot(flat, flat)) * g.shape[0]
     return lost <= largest**2 * float(torch.dot(gradient, gradient))
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hadamard_core import kernels
+from hadamard_core.functional.scratch import scratch_like
 
 
 def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
@@ -27,8 +28,19 @@ def constant(value: float, features: int, dtype: torch.dtype, device: torch.devi
     return torch.full((features,), value, dtype=dtype, device=device)
 
 
+def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """``tensor`` in this dtype, without the call that ``Tensor.to`` is where there is nothing to do."""
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
+
+
 def scale_shift(
-    x: Tensor, scale: Tensor | None, shift: Tensor | None, index: Tensor | None = None, *, overwrite: bool = False
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    index: Tensor | None = None,
+    *,
+    overwrite: bool = False,
+    scratch: bool = False,
 ) -> Tensor:
     """``x * scale + shift`` in one pass, in the dtype of ``x``.
 
@@ -38,6 +50,7 @@ def scale_shift(
         shift: as ``scale``.
         index: (samples,), the adapter of each sample; all samples have equally many tokens.
         overwrite: the result may be written over ``x``, which spares a CPU the page faults of new memory.
+        scratch: so does this: the result is gone with the next one that asks for scratch memory.
     """
     if scale is None and shift is None:
         return x
@@ -46,13 +59,14 @@ def scale_shift(
         return kernels.scale_shift.scale_shift(_by_sample(x, index), *matrices, index).view(x.shape)
     if index is not None:
         gathered = (None if vector is None else vector[index][:, None] for vector in (scale, shift))
-        return _elementwise(_by_sample(x, index), *gathered, overwrite).view(x.shape)
+        by_sample = _by_sample(x, index)
+        return _elementwise(by_sample, *gathered, by_sample if overwrite else None).view(x.shape)
     if x.dtype in (torch.bfloat16, torch.float16) and x.numel():
         zeros, ones = (constant(value, x.shape[-1], torch.float32, x.device) for value in (0.0, 1.0))
-        weight = ones if scale is None else scale.float()
-        bias = zeros if shift is None else shift.float()
+        weight = ones if scale is None else cast(scale, torch.float32)
+        bias = zeros if shift is None else cast(shift, torch.float32)
         return torch.native_batch_norm(x.contiguous(), weight, bias, zeros, ones, False, 0.0, 0.0)[0]
-    return _elementwise(x, scale, shift, overwrite)
+    return _elementwise(x, scale, shift, x if overwrite else scratch_like(x, x.dtype) if scratch else None)
 
 
 def scale_shift_backward(
@@ -67,6 +81,7 @@ def scale_shift_backward(
     needs_shift: bool = True,
     adapters: int = 1,
     overwrite: bool = False,
+    scratch: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of :func:`scale_shift`, in one pass over ``grad`` and ``x``; None for one that is not needed.
 
@@ -78,13 +93,17 @@ def scale_shift_backward(
         center: (features,), subtracted from ``x`` before it is multiplied with ``grad``.
         adapters: how many there are, with ``index``.
         overwrite: the first result may be written over ``grad``.
+        scratch: the first result may be scratch memory, as of :func:`scale_shift`.
 
     Returns:
         ``grad * scale`` in the dtype of ``grad``; the sums over tokens of ``grad * (x - center)`` and of ``grad``, in
         fp32 (fp64 of fp64): (features,), with ``index`` (adapters, features).
     """
     if not (needs_scale or needs_shift):
-        return scale_shift(grad, scale, None, index) if needs_input else None, None, None
+        of_input = None
+        if needs_input:
+            of_input = scale_shift(grad, scale, None, index, overwrite=overwrite, scratch=scratch)
+        return of_input, None, None
     if kernels.usable(grad):
         found = kernels.scale_shift.scale_shift_backward(
             _by_sample(grad, index),
@@ -104,23 +123,25 @@ def scale_shift_backward(
         return _sums_by_sample(grad, x, scale, index, center, needs_input, needs_scale, needs_shift, adapters)
     wide = accumulation_dtype(grad.dtype)
     grad = grad.contiguous()
-    zeros, ones = (constant(value, grad.shape[-1], wide, grad.device) for value in (0.0, 1.0))
-    fused = torch.ops.aten.native_batch_norm_backward(
+    zeros, ones = (constant(value, grad.shape[1], wide, grad.device) for value in (0.0, 1.0))
+    _, of_scale, of_shift = _batch_norm_backward(
         grad,
         grad if x is None else x.contiguous(),
-        ones if scale is None else scale.to(wide),
-        zeros if center is None else center.to(wide),
+        ones,
+        zeros if center is None else cast(center, wide),
         ones,
         None,
         None,
         False,
         0.0,
-        [needs_input and scale is not None and not overwrite, needs_scale, needs_shift],
+        # Its gradient of the input would be a second pass as well, and one into new memory.
+        [False, needs_scale, needs_shift],
     )
-    of_input = fused[0]
-    if scale is None or (needs_input and overwrite):
-        of_input = scale_shift(grad, scale, None, overwrite=overwrite)
-    return of_input if needs_input else None, fused[1] if needs_scale else None, fused[2] if needs_shift else None
+    of_input = scale_shift(grad, scale, None, overwrite=overwrite, scratch=scratch) if needs_input else None
+    return of_input, of_scale if needs_scale else None, of_shift if needs_shift else None
+
+
+_batch_norm_backward = torch.ops.aten.native_batch_norm_backward.default
 
 
 def _sums_by_sample(
@@ -156,15 +177,17 @@ def _by_sample(x: Tensor, index: Tensor | None) -> Tensor:
     return x.reshape(len(index), len(x) // max(len(index), 1), x.shape[-1])
 
 
-def _elementwise(x: Tensor, scale: Tensor | None, shift: Tensor | None, overwrite: bool) -> Tensor:
-    wide = accumulation_dtype(x.dtype)
-    scale, shift = (None if vector is None else vector.to(wide) for vector in (scale, shift))
-    out = x if overwrite and x.dtype == wide else None
+def _elementwise(x: Tensor, scale: Tensor | None, shift: Tensor | None, out: Tensor | None) -> Tensor:
+    """``x * scale + shift``; ``out`` may be written to."""
+    dtype, wide = x.dtype, accumulation_dtype(x.dtype)
+    scale, shift, out = cast(scale, wide), cast(shift, wide), out if dtype == wide else None
     if scale is None:
-        return torch.add(x, shift, out=out).to(x.dtype)
-    if shift is None:
-        return torch.mul(x, scale, out=out).to(x.dtype)
-    return torch.addcmul(shift, x.to(wide), scale, out=out).to(x.dtype)
+        y = torch.add(x, shift, out=out)
+    elif shift is None:
+        y = torch.mul(x, scale, out=out)
+    else:
+        y = torch.addcmul(shift, cast(x, wide), scale, out=out)
+    return cast(y, dtype)
 
 
 def scaled_weight(
@@ -175,6 +198,7 @@ def scaled_weight(
     *,
     parts: int = 1,
     groups: int = 1,
+    scratch: bool = False,
 ) -> Tensor:
     """``weight * outer(scale_out, scale_in)``, multiplied in at least fp32, cast once, strides as those of ``weight``.
 
@@ -185,23 +209,26 @@ def scaled_weight(
         dtype: that of the result; the weight's if None.
         parts: number of parts of a fused projection.
         groups: number of groups that each have all parts.
+        scratch: the result may be memory that the next one which asks for scratch memory writes over.
     """
     dtype = weight.dtype if dtype is None else dtype
     if scale_in is None and scale_out is None:
-        return weight.to(dtype)
+        return cast(weight, dtype)
     if kernels.usable(weight):
         matrix = None if scale_in is None else torch.atleast_2d(scale_in)
         return kernels.scaled_weight.scaled_weight(weight, matrix, scale_out, dtype, parts, groups)
     wide = accumulation_dtype(*(scale.dtype for scale in (scale_in, scale_out) if scale is not None), weight.dtype)
+    out = scratch_like(weight, wide) if scratch else None
     scaled = weight
     if scale_in is not None:
         if parts == 1:
-            scaled = scaled * scale_in.reshape(-1).to(wide)
+            scaled = torch.mul(scaled, cast(scale_in, wide).reshape(-1), out=out)
         else:
-            by_part = weight.unflatten(0, (groups, parts, -1)) * scale_in.to(wide)[:, None]
-            scaled = by_part.flatten(0, 2)
+            layout = (groups, parts, -1)
+            by_part = None if out is None else out.unflatten(0, layout)
+            scaled = torch.mul(weight.unflatten(0, layout), cast(scale_in, wide)[:, None], out=by_part).flatten(0, 2)
     if scale_out is not None:
-        column = scale_out.to(wide)[:, None]
+        column = cast(scale_out, wide)[:, None]
         # The first product is a tensor of its own, so that the second may be written over it.
-        scaled = scaled * column if scaled is weight else scaled.mul_(column)
-    return scaled.to(dtype)
+        scaled = torch.mul(scaled, column, out=out) if scaled is weight else scaled.mul_(column)
+    return cast(scaled, dtype)

@@ -57,6 +57,7 @@ from hadamard_core.functional.operators import (
 from hadamard_core.functional.output_scale import inaccurate_columns, through_scale_out
 from hadamard_core.functional.primitives import (
     accumulation_dtype,
+    cast,
     constant,
     scale_shift,
     scale_shift_backward,
@@ -65,6 +66,7 @@ from hadamard_core.functional.primitives import (
 
 Compute = Literal["auto", "weight", "activation"]
 """How :func:`scaled_linear` is computed. The result is the same."""
+_WAYS = get_args(Compute)
 
 
 class Slices(NamedTuple):
@@ -122,35 +124,50 @@ def scaled_linear(
     Raises:
         ValueError: shapes do not fit, tensors are on different devices, or ``compute`` is unknown.
     """
-    out_features, in_features = weight.shape
-    if compute not in get_args(Compute):
-        raise ValueError(f"compute is {compute!r}; it must be one of {', '.join(map(repr, get_args(Compute)))}.")
-    if x.shape[-1] != in_features:
-        raise ValueError(f"x has {x.shape[-1]} features; weight takes {in_features}.")
-    check_index(index, x)
+    check_arguments(x, weight, bias, scale_in, scale_out, shift, index, slices, compute)
     if scale_in is scale_out is shift is None:
         index = None
-    adapters = () if index is None else (adapters_of(scale_in, scale_out, shift),)
-    for name, vector in (("scale_out", scale_out), ("shift", shift)):
-        check_shape(name, vector, (*adapters, out_features), "weight")
-    check_shape(
-        "scale_in",
-        scale_in,
-        (*adapters, in_features) if slices is None else (len(slices.adapted), in_features),
-        "weight",
-    )
-    if slices is not None:
-        _check_slices(slices, scale_in, out_features, index)
-    check_devices(x, weight=weight, bias=bias, scale_in=scale_in, scale_out=scale_out, shift=shift, index=index)
     x = cast_for_autocast(x)
     if slices is None:
         adapted, parts, groups = [], 1, 1
-        by_weight = index is None and (
-            compute == "weight" or (compute == "auto" and prefers_weight(tokens_of(x), weight))
-        )
+        by_weight = index is None and computes_by_weight(compute, x, weight)
     else:
         adapted, parts, groups, by_weight = list(slices.adapted), slices.parts, slices.groups, True
-    return _operator(x, weight, bias, scale_in, scale_out, shift, index, adapted, parts, groups, by_weight)
+    return operator(x, weight, bias, scale_in, scale_out, shift, index, adapted, parts, groups, by_weight)
+
+
+def check_arguments(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale_in: Tensor | None,
+    scale_out: Tensor | None,
+    shift: Tensor | None,
+    index: Tensor | None = None,
+    slices: Slices | None = None,
+    compute: Compute = "auto",
+) -> None:
+    """Raises ValueError where :func:`scaled_linear` says."""
+    out_features, in_features = weight.shape
+    if compute not in _WAYS:
+        raise ValueError(f"compute is {compute!r}; it must be one of {', '.join(map(repr, _WAYS))}.")
+    if x.shape[-1] != in_features:
+        raise ValueError(f"x has {x.shape[-1]} features; weight takes {in_features}.")
+    check_index(index, x)
+    adapters = () if index is None else (adapters_of(scale_in, scale_out, shift),)
+    of_output = (*adapters, out_features)
+    check_shape("scale_out", scale_out, of_output, "weight")
+    check_shape("shift", shift, of_output, "weight")
+    of_input = (*adapters, in_features) if slices is None else (len(slices.adapted), in_features)
+    check_shape("scale_in", scale_in, of_input, "weight")
+    if slices is not None:
+        _check_slices(slices, scale_in, out_features, index)
+    check_devices(x, weight=weight, bias=bias, scale_in=scale_in, scale_out=scale_out, shift=shift, index=index)
+
+
+def computes_by_weight(compute: Compute, x: Tensor, weight: Tensor) -> bool:
+    """Whether this is the weight way."""
+    return compute == "weight" or (compute == "auto" and prefers_weight(tokens_of(x), weight))
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -180,7 +197,7 @@ def scale_in_of_parts(scale_in: Tensor, slices: Slices) -> Tensor:
     return torch.stack([by_part.get(part, ones) for part in range(slices.parts)])
 
 
-def _forward(
+def forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -198,19 +215,22 @@ def _forward(
     if by_weight:
         if adapted:
             scale_in = scale_in_of_parts(scale_in, Slices(tuple(adapted), parts, groups))
-        scaled = scaled_weight(weight, scale_in, scale_out, dtype, parts=parts, groups=groups)
-        inside = _sum(bias, shift)
-        return linear(x, scaled, None if inside is None else inside.to(dtype)), x.new_empty(0)
+        scaled = scaled_weight(weight, scale_in, scale_out, dtype, parts=parts, groups=groups, scratch=True)
+        return linear(x, scaled, cast(_sum(bias, shift), dtype)), _nothing(x)
     samples = None if index is None else index.flatten()
-    scaled = scale_shift(rows(x), scale_in, None, samples)
+    scaled = scale_shift(rows(x), scale_in, None, samples, scratch=True)
     inside = _bias_in_product(x, bias, scale_out)
-    product = linear(scaled, weight.to(dtype), bias.to(dtype) if inside else None)
+    product = linear(scaled, cast(weight, dtype), cast(bias, dtype) if inside else None)
     outside = _sum(None if inside else bias, shift)
     if index is not None and outside is bias is not None:
         outside = bias.expand(scale_out.shape)
     y = scale_shift(product, scale_out, outside, samples, overwrite=index is None)
     shape = (*x.shape[:-1], weight.shape[0])
-    return y.view(shape), x.new_empty(0) if index is None or scale_out is None else product.view(shape)
+    return y.view(shape), _nothing(x) if index is None or scale_out is None else product.view(shape)
+
+
+def _nothing(x: Tensor) -> Tensor:
+    return x.new_empty(0)
 
 
 def _bias_in_product(x: Tensor, bias: Tensor | None, scale_out: Tensor | None) -> bool:
@@ -221,11 +241,10 @@ def _bias_in_product(x: Tensor, bias: Tensor | None, scale_out: Tensor | None) -
     """
     if bias is None or scale_out is None:
         return bias is not None
-    return not kernels.usable(x) and torch.equal(scale_out.flatten(), _ones_like(scale_out))
-
-
-def _ones_like(tensor: Tensor) -> Tensor:
-    return constant(1.0, tensor.numel(), tensor.dtype, tensor.device)
+    if kernels.usable(x):
+        return False
+    ones = constant(1.0, scale_out.shape[-1], scale_out.dtype, scale_out.device)
+    return torch.equal(scale_out, ones if scale_out.dim() == 1 else ones.expand_as(scale_out))
 
 
 def _gradients(
@@ -274,6 +293,7 @@ def _gradients(
             needs_input=not by_weight and (needs_product or needs_weight),
             needs_scale=needs_scale_out,
             needs_shift=needs_bias or needs_shift,
+            scratch=True,
         )
     else:
         inside = bias if _bias_in_product(g, bias, scale_out) else None
@@ -297,10 +317,13 @@ def _gradients(
                 )[1]
     if needs_product:
         if slices is not None:
-            outer = scaled_weight(weight, None, scale_out, dtype)
+            outer = scaled_weight(weight, None, scale_out, dtype, scratch=True)
             of_x, of_scale_in = _through_slices(g, x2, outer, scale_in, slices, needs_x, needs_scale_in)
         else:
-            u = g @ scaled_weight(weight, None, scale_out, dtype) if by_weight else scaled_g @ weight.to(dtype)
+            if by_weight:
+                u = g @ scaled_weight(weight, None, scale_out, dtype, scratch=True)
+            else:
+                u = scaled_g @ cast(weight, dtype)
             of_x, of_scale_in, _ = scale_shift_backward(
                 u,
                 x2,
@@ -321,19 +344,16 @@ def _gradients(
             of_weight = (scaled_g.t() @ scale_shift(x2, scale_in, None, samples)).to(weight.dtype)
     of_shift = total
     of_bias = total if index is None or total is None else total.sum(0)
-    found = (
-        of_x if of_x is None else of_x.view(*grad.shape[:-1], weight.shape[1]).contiguous(),
-        of_weight if of_weight is None else of_weight.contiguous(),
-        of_bias,
-        of_scale_in,
-        of_scale_out,
-        of_shift,
-    )
-    dtypes = (dtype, *(dtype if t is None else t.dtype for t in (weight, bias, scale_in, scale_out, shift)))
-    grads = [one.to(own) if need else None for one, own, need in zip(found, dtypes, needs, strict=True)]
-    if needs_bias and needs_shift and grads[2] is grads[5]:
-        grads[5] = grads[5].clone()
-    return grads
+    if needs_bias and needs_shift and of_bias is of_shift:
+        of_shift = total.clone()
+    return [
+        of_x.view(*grad.shape[:-1], weight.shape[1]).contiguous() if needs_x else None,
+        of_weight.to(weight.dtype).contiguous() if needs_weight else None,
+        cast(of_bias, bias.dtype) if needs_bias else None,
+        cast(of_scale_in, scale_in.dtype) if needs_scale_in else None,
+        cast(of_scale_out, scale_out.dtype) if needs_scale_out else None,
+        cast(of_shift, shift.dtype) if needs_shift else None,
+    ]
 
 
 def _through_slices(
@@ -367,7 +387,7 @@ def _through_slices(
     return of_x, torch.stack(list(by_part.values())) if needs_scale_in else None
 
 
-_op = torch.library.custom_op("hadamard::scaled_linear", _forward, mutates_args=())
+_op = torch.library.custom_op("hadamard::scaled_linear", forward, mutates_args=())
 
 
 @_op.register_fake
@@ -421,4 +441,4 @@ def _save(ctx, inputs, output) -> None:
     )
 
 
-_operator = Operator("scaled_linear", _op, _backward_op, _forward, _gradients, _save, differentiable=6)
+operator = Operator("scaled_linear", _op, _backward_op, forward, _gradients, _save, differentiable=6)
