@@ -40,7 +40,13 @@ from hadamard_core.functional.operators import (
     tensors_only,
     tokens_of,
 )
-from hadamard_core.functional.primitives import accumulation_dtype, scale_shift, scale_shift_backward, scaled_weight
+from hadamard_core.functional.primitives import (
+    accumulation_dtype,
+    cast,
+    scale_shift,
+    scale_shift_backward,
+    scaled_weight,
+)
 
 LowRankCompute = Literal["auto", "low_rank", "compose"]
 """How :func:`low_rank_linear` is computed. The result is the same."""
@@ -120,9 +126,12 @@ def prefers_composing(tokens: int, weight: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _folded(matrix: Tensor, row_scale: Tensor | None, column_scale: Tensor | None, factor: float, dtype) -> Tensor:
-    """``factor * diag(row_scale) matrix diag(column_scale)``, multiplied in at least fp32 and cast once."""
-    scaled = scaled_weight(matrix, column_scale, row_scale, accumulation_dtype(matrix.dtype))
-    return (scaled if factor == 1 else scaled * factor).to(dtype)
+    """``factor * diag(row_scale) matrix diag(column_scale)``, multiplied in at least fp32 and cast once.
+
+    It may be scratch memory, which the next call writes over.
+    """
+    scaled = scaled_weight(matrix, column_scale, row_scale, accumulation_dtype(matrix.dtype), scratch=True)
+    return cast(scaled if factor == 1 else scaled * factor, dtype)
 
 
 def _forward(
@@ -143,18 +152,18 @@ def _forward(
     """
     x2, dtype, nothing = rows(x), x.dtype, x.new_empty(0)
     shape = (*x.shape[:-1], weight.shape[0])
-    bias = None if bias is None else bias.to(dtype)
+    bias = cast(bias, dtype)
     if composes:
         factor = _folded(up, scale_up, scale_down, scaling, dtype)
-        composed = torch.addmm(weight.to(dtype), factor, down.to(dtype))
+        composed = torch.addmm(cast(weight, dtype), factor, cast(down, dtype))
         return linear(x2, composed, bias).view(shape), nothing, composed
-    p = linear(x2, down.to(dtype)) if projected is None else rows(projected).to(dtype)
-    y = linear(x2, weight.to(dtype), bias)
+    p = linear(x2, cast(down, dtype)) if projected is None else rows(projected).to(dtype)
+    y = linear(x2, cast(weight, dtype), bias)
     z = scale_shift(p, scale_down, None)
     p = p if projected is None else nothing
     if scale_up is None:
-        return y.addmm_(z, up.to(dtype).t(), alpha=scaling).view(shape), p, nothing
-    update = z @ up.to(dtype).t()
+        return y.addmm_(z, cast(up, dtype).t(), alpha=scaling).view(shape), p, nothing
+    update = z @ cast(up, dtype).t()
     return y.addcmul_(update, scale_up.to(accumulation_dtype(dtype)), value=scaling).view(shape), p, update
 
 
@@ -189,17 +198,17 @@ def _gradients(
         if needs_x:
             of_x = g @ kept
         if needs_scale_down or needs_scale_up:
-            p = linear(x2, down.to(dtype)) if p is None else p
-            products = (g.t() @ p).mul_(up.to(dtype))
+            p = linear(x2, cast(down, dtype)) if p is None else p
+            products = (g.t() @ p).mul_(cast(up, dtype))
             if needs_scale_down:
-                by_rank = products.sum(0) if scale_up is None else scale_up.to(dtype) @ products
+                by_rank = products.sum(0) if scale_up is None else cast(scale_up, dtype) @ products
                 of_scale_down = scaling * by_rank
             if needs_scale_up:
-                by_row = products.sum(1) if scale_down is None else products @ scale_down.to(dtype)
+                by_row = products.sum(1) if scale_down is None else products @ cast(scale_down, dtype)
                 of_scale_up = scaling * by_row
     else:
         if needs_x:
-            of_x = g @ weight.to(dtype)
+            of_x = g @ cast(weight, dtype)
         flows_on = needs_down or needs_projected or needs_scale_down or (needs_x and own_projection)
         # s b can be multiplied into up or into g: into the smaller, unless both are needed.
         folds = scale_up is None or (len(g) >= up.shape[1] and not needs_up)
@@ -232,7 +241,7 @@ def _gradients(
             if needs_down:
                 of_down = of_p.t() @ x2
             if needs_x and own_projection:
-                of_x.addmm_(of_p, down.to(dtype))
+                of_x.addmm_(of_p, cast(down, dtype))
     found = (
         of_x if of_x is None else of_x.view(*grad.shape[:-1], weight.shape[1]),
         of_weight,

@@ -75,7 +75,7 @@ def through_scale_out(
     scaled_g, dots, total = scale_shift_backward(
         g, y, scale_out, center=inside, needs_input=needs_input, needs_shift=needs_shift, scratch=scratch
     )
-    least = float(scale_out.abs().amin()) if scale_out.numel() else 1.0
+    least = _smallest_magnitude(scale_out)
     if least >= smallest:
         gradient = dots / scale_out
         if inside is None or _is_accurate(g, gradient, inside, least, largest):
@@ -101,9 +101,18 @@ def _is_accurate(g: Tensor, gradient: Tensor, inside: Tensor, least: float, larg
     For products p with colsum(g * p) = ``gradient``, the norm of g * p is at least that of ``gradient`` over the root
     of the number of tokens; ``least`` is the smallest magnitude in scale_out.
     """
+    low, high = inside.aminmax()
     flat = g.flatten()
-    lost = (float(inside.abs().amax()) / least) ** 2 * float(torch.dot(flat, flat)) * g.shape[0]
-    return lost <= largest**2 * float(torch.dot(gradient, gradient))
+    lost = (max(-low.item(), high.item()) / least) ** 2 * torch.dot(flat, flat).item() * g.shape[0]
+    return lost <= largest**2 * torch.dot(gradient, gradient).item()
+
+
+def _smallest_magnitude(vector: Tensor) -> float:
+    """Of a vector with numbers of both signs, 0, as if one were there; 1 of an empty one."""
+    if not vector.numel():
+        return 1.0
+    low, high = vector.aminmax()
+    return max(low.item(), -high.item(), 0.0)
 
 
 def inaccurate_columns(g: Tensor, result: Tensor, inside: Tensor) -> Tensor:

@@ -25,12 +25,12 @@ def scratch_like(tensor: Tensor, dtype: torch.dtype) -> Tensor | None:
         values are arbitrary; None where new memory is as good or has to do: on a GPU, for more than ``LARGEST_BYTES``,
         and for strides that leave gaps.
     """
-    if tensor.device.type != "cpu" or not (tensor.is_contiguous() or tensor.t().is_contiguous()):
+    if not tensor.is_cpu or not (tensor.is_contiguous() or tensor.t().is_contiguous()):
         return None
     size = tensor.numel()
     buffers: dict[torch.dtype, Tensor] = vars(_thread)
     buffer = buffers.get(dtype)
-    if buffer is None or len(buffer) < size:
+    if buffer is None or buffer.numel() < size:
         if size * dtype.itemsize > LARGEST_BYTES:
             return None
         # A tensor made in inference mode could not be written to outside of it.
