@@ -117,7 +117,7 @@ def _turns(settings: ModelSettings, runs: dict[str, tuple[nn.Module, Batch, dict
     called = compiled(models) if settings.compile else models
     losses = {key: batch.loss(called[key], embeddings[key], **more) for key, (_, batch, more) in runs.items()}
     steps: dict[str, Callable[[], None]] = {key: lambda loss=loss: loss().backward() for key, loss in losses.items()}
-    return interleave(steps, settings.turns, settings.torch_device, lambda key: models[key].zero_grad())
+    return interleave(steps, settings.turns, settings.torch_device, lambda key: models[key].zero_grad(), settings.steps)
 
 
 def _entry(turns: Sequence[Turn], what: str, name: str, value: str, key: str, reference: str, over: str) -> Entry:

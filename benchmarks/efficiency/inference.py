@@ -65,7 +65,7 @@ def measure(settings: InferenceSettings, base: nn.Module) -> dict[str, Row]:
     called = compiled(made) if settings.compile else made
     with torch.no_grad():
         steps = {name: lambda name=name: batch.outputs(called[name], embeddings[name]) for name in made}
-        turns = interleave(steps, settings.turns, settings.torch_device)
+        turns = interleave(steps, settings.turns, settings.torch_device, repeats=settings.steps)
     return {name: Row(_label(name), median_seconds(turns, name), paired(turns, name, BASE)) for name in made}
 
 
@@ -81,7 +81,7 @@ def show(settings: InferenceSettings, rows: Mapping[str, Row]) -> str:
         for name, row in rows.items()
     ]
     headers = ["forward pass of", "name", "ms", "to base [95 %]", "quartiles"]
-    return f"{conditions(settings)}; medians of {settings.turns} interleaved turns\n\n{table(headers, lines)}"
+    return f"{conditions(settings)}; medians of {settings.turns} interleaved turns of {settings.steps} steps\n\n{table(headers, lines)}"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -180,7 +180,7 @@ def measure(settings: OpSettings) -> list[Row]:
             given = tensors(settings, tokens, features)
             inputs = {name: _leaves(given, OPS[name].trained) for name in names}
             steps = {name: _step(OPS[name].run, inputs[name]) for name in names}
-            turns = interleave(steps, settings.turns, settings.torch_device, _forgetter(inputs))
+            turns = interleave(steps, settings.turns, settings.torch_device, _forgetter(inputs), settings.steps)
             for name in names:
                 errors = _errors(OPS[name], inputs[name])
                 row = Row(name, tokens, features, median_seconds(turns, name), paired(turns, name, FLOOR), *errors)
@@ -237,7 +237,7 @@ def show(settings: OpSettings, rows: Sequence[Row]) -> str:
         for row in rows
     ]
     headers = ["op", "tokens x features", "ms", "to frozen [95 %]", "quartiles", "output error", "worst gradient error"]
-    return f"{conditions(settings)}; medians of {settings.turns} interleaved turns\n\n{table(headers, lines)}"
+    return f"{conditions(settings)}; medians of {settings.turns} interleaved turns of {settings.steps} steps\n\n{table(headers, lines)}"
 
 
 def main(argv: Sequence[str]) -> int:

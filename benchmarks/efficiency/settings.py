@@ -29,7 +29,9 @@ class Settings:
     threads: int | None = None
     """Threads of PyTorch; its default if not given."""
     turns: int = 25
-    """Measured turns; in each, every row runs once."""
+    """Measured turns; in each, every row has its own."""
+    steps: int = 3
+    """Timed steps of a row in a turn, one after the other; their median counts."""
     seed: int = 0
     """Seed of weights and inputs."""
     json: Path | None = None
@@ -75,7 +77,7 @@ def parse(settings_class: type[AnySettings], command: str, argv: Sequence[str]) 
         UserError: a value is out of range, or names a device or folder that is not there.
     """
     settings = tyro.cli(settings_class, args=argv, prog=f"python -m benchmarks.efficiency.{command}")
-    for name in ("turns", "threads", "layers", "batch_size", "length"):
+    for name in ("turns", "steps", "threads", "layers", "batch_size", "length"):
         value = getattr(settings, name, None)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} is {value}: give at least 1")

@@ -91,7 +91,11 @@ def measure(settings: StepSettings, base: nn.Module) -> tuple[dict[str, Row], di
         models[name].zero_grad()
 
     turns = interleave(
-        {name: lambda name=name: forward[name]().backward() for name in names}, settings.turns, device, forget
+        {name: lambda name=name: forward[name]().backward() for name in names},
+        settings.turns,
+        device,
+        forget,
+        settings.steps,
     )
     saved, peak = {}, {}
     for name, model in models.items():
@@ -138,7 +142,7 @@ def show(settings: StepSettings, rows: Mapping[str, Row], pairs: Mapping[tuple[s
         if row.peak_over_floor is not None:
             line.append(mib(row.peak_over_floor))
         lines.append([*line, f"{row.trained:,}", f"{row.checkpoint_bytes / 1024:.1f}"])
-    text = f"{conditions(settings)}; medians of {settings.turns} interleaved turns\n\n{table(headers, lines)}"
+    text = f"{conditions(settings)}; medians of {settings.turns} interleaved turns of {settings.steps} steps\n\n{table(headers, lines)}"
     if pairs:
         lines = [[f"{one} / {other}", ratio.text, ratio.quartiles_text] for (one, other), ratio in pairs.items()]
         text += f"\n\n{table(['ratio of', 'median [95 %]', 'quartiles'], lines)}"

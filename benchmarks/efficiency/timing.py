@@ -1,7 +1,7 @@
 """Times taken side by side, and ratios of times of the same turn.
 
 On a busy machine a time says little and a ratio of two times, taken one right after the other, much more: what slows
-one slows the other. All rows run once in a turn, each as often first as the others, and a ratio is taken within a turn.
+one slows the other. All rows run in a turn, each as often first as the others, and a ratio is taken within a turn.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def interleave(
     turns: int,
     device: torch.device,
     after: Callable[[str], None] = lambda name: None,
+    repeats: int = 1,
 ) -> list[Turn]:
     """Times steps in turn.
 
@@ -78,27 +79,34 @@ def interleave(
         turns: how often each row is timed.
         device: what runs them; a GPU is waited for.
         after: called with the row's name after each step, not timed.
+        repeats: how many steps of a row are timed in a turn, one after the other; their median counts.
     """
     names = list(steps)
     for name in names:
         steps[name]()
         after(name)
     return [
-        {name: _warm_step(steps[name], device, lambda name=name: after(name)) for name in names[k:] + names[:k]}
+        {
+            name: _warm_steps(steps[name], device, lambda name=name: after(name), repeats)
+            for name in names[k:] + names[:k]
+        }
         for k in (turn % len(names) for turn in range(turns))
     ]
 
 
-def _warm_step(step: Callable[[], object], device: torch.device, after: Callable[[], None]) -> float:
+def _warm_steps(step: Callable[[], object], device: torch.device, after: Callable[[], None], repeats: int) -> float:
+    """Seconds of a step, the median of several; one that is not timed comes first."""
     step()
     after()
-    wait_for(device)
-    start = time.perf_counter()
-    step()
-    wait_for(device)
-    seconds = time.perf_counter() - start
-    after()
-    return seconds
+    seconds = []
+    for _ in range(repeats):
+        wait_for(device)
+        start = time.perf_counter()
+        step()
+        wait_for(device)
+        seconds.append(time.perf_counter() - start)
+        after()
+    return float(np.median(seconds))
 
 
 def wait_for(device: torch.device) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.efficiency import timing
 from benchmarks.efficiency.timing import interleave, median_seconds, paired, summarise
 
 CPU = torch.device("cpu")
@@ -59,3 +60,9 @@ def test_what_comes_after_a_step_comes_after_each():
     called = []
     interleave({"a": lambda: called.append("step")}, 2, CPU, after=called.append)
     assert called == ["step", "a"] * 5
+
+
+def test_the_median_of_the_steps_of_a_turn_counts(monkeypatch):
+    clock = iter([0, 5, 10, 11, 20, 23])  # steps of 5, 1 and 3 seconds
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    assert interleave({"a": lambda: None}, 1, CPU, repeats=3) == [{"a": 3}]
