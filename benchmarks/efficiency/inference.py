@@ -18,7 +18,7 @@ from peft import PeftModel
 from torch import nn
 
 from benchmarks.efficiency.models import ROLES, Batch, build_frozen, compiled, share_weights
-from benchmarks.efficiency.report import conditions, table, write_json
+from benchmarks.efficiency.report import conditions_of_times, table, write_json
 from benchmarks.efficiency.settings import ModelSettings, chosen, parse
 from benchmarks.efficiency.timing import Ratio, interleave, median_seconds, paired
 from benchmarks.efficiency.variants import VARIANTS, adapt, make, notes
@@ -81,7 +81,7 @@ def show(settings: InferenceSettings, rows: Mapping[str, Row]) -> str:
         for name, row in rows.items()
     ]
     headers = ["forward pass of", "name", "ms", "to base [95 %]", "quartiles"]
-    return f"{conditions(settings)}; medians of {settings.turns} interleaved turns of {settings.steps} steps\n\n{table(headers, lines)}"
+    return f"{conditions_of_times(settings)}\n\n{table(headers, lines)}"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from benchmarks.efficiency.report import conditions, table, write_json
+from benchmarks.efficiency.report import conditions_of_times, table, write_json
 from benchmarks.efficiency.settings import Settings, chosen, parse
 from benchmarks.efficiency.timing import Ratio, interleave, median_seconds, paired
 from benchmarks.efficiency.variants import LORA_RANK, VERA_RANK
@@ -237,7 +237,7 @@ def show(settings: OpSettings, rows: Sequence[Row]) -> str:
         for row in rows
     ]
     headers = ["op", "tokens x features", "ms", "to frozen [95 %]", "quartiles", "output error", "worst gradient error"]
-    return f"{conditions(settings)}; medians of {settings.turns} interleaved turns of {settings.steps} steps\n\n{table(headers, lines)}"
+    return f"{conditions_of_times(settings)}\n\n{table(headers, lines)}"
 
 
 def main(argv: Sequence[str]) -> int:

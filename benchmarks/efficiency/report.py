@@ -76,6 +76,11 @@ def conditions(settings: Settings) -> str:
     return ", ".join(parts)
 
 
+def conditions_of_times(settings: Settings) -> str:
+    """Returns that line for a table of times."""
+    return f"{conditions(settings)}; medians of {settings.turns} interleaved turns of {settings.steps} steps"
+
+
 def write_json(command: str, settings: Settings, result: Mapping[str, Any]) -> None:
     """Writes a result to the file of ``--json``, if there is one."""
     if settings.json is None:

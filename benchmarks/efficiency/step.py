@@ -24,7 +24,7 @@ from torch import nn
 
 from benchmarks.efficiency import growth, plot
 from benchmarks.efficiency.models import Batch, build_frozen, compiled
-from benchmarks.efficiency.report import conditions, mib, table, write_json
+from benchmarks.efficiency.report import conditions, conditions_of_times, mib, table, write_json
 from benchmarks.efficiency.settings import ModelSettings, Switch, check_output, chosen, parse
 from benchmarks.efficiency.timing import Ratio, interleave, median_seconds, paired, wait_for
 from benchmarks.efficiency.variants import FLOOR, VARIANTS, checkpoint_bytes, make, notes, trained_parameters
@@ -90,13 +90,8 @@ def measure(settings: StepSettings, base: nn.Module) -> tuple[dict[str, Row], di
     def forget(name: str) -> None:
         models[name].zero_grad()
 
-    turns = interleave(
-        {name: lambda name=name: forward[name]().backward() for name in names},
-        settings.turns,
-        device,
-        forget,
-        settings.steps,
-    )
+    steps = {name: lambda name=name: forward[name]().backward() for name in names}
+    turns = interleave(steps, settings.turns, device, forget, settings.steps)
     saved, peak = {}, {}
     for name, model in models.items():
         saved[name] = bytes_saved_for_backward(forward[name], [*model.parameters(), *model.buffers(), batch.target])
@@ -142,7 +137,7 @@ def show(settings: StepSettings, rows: Mapping[str, Row], pairs: Mapping[tuple[s
         if row.peak_over_floor is not None:
             line.append(mib(row.peak_over_floor))
         lines.append([*line, f"{row.trained:,}", f"{row.checkpoint_bytes / 1024:.1f}"])
-    text = f"{conditions(settings)}; medians of {settings.turns} interleaved turns of {settings.steps} steps\n\n{table(headers, lines)}"
+    text = f"{conditions_of_times(settings)}\n\n{table(headers, lines)}"
     if pairs:
         lines = [[f"{one} / {other}", ratio.text, ratio.quartiles_text] for (one, other), ratio in pairs.items()]
         text += f"\n\n{table(['ratio of', 'median [95 %]', 'quartiles'], lines)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -86,10 +87,7 @@ def interleave(
         steps[name]()
         after(name)
     return [
-        {
-            name: _warm_steps(steps[name], device, lambda name=name: after(name), repeats)
-            for name in names[k:] + names[:k]
-        }
+        {name: _warm_steps(steps[name], device, partial(after, name), repeats) for name in names[k:] + names[:k]}
         for k in (turn % len(names) for turn in range(turns))
     ]
 

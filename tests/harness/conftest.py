@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -81,16 +82,27 @@ def run_here(capfd):
 
 
 @pytest.fixture
-def run_forked(tmp_path):
-    """Runs the command in a forked process, where it may be killed; returns the exit code, negative for a signal."""
+def fork(tmp_path):
+    """Starts the command in a process forked from one that has imported it; ``toy_process.run`` takes the arguments."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["harness.run"])
 
-    def run(argv: list[str], fault: str) -> int:
+    def start(*arguments) -> multiprocessing.process.BaseProcess:
         import toy_process  # on the path by toy_plugin
 
-        process = context.Process(target=toy_process.run, args=(argv, str(tmp_path), fault))
+        process = context.Process(target=toy_process.run, args=arguments)
         process.start()
+        return process
+
+    return start
+
+
+@pytest.fixture
+def run_forked(fork, tmp_path):
+    """Runs the command in a process where it may be killed; returns the exit code, negative for a signal."""
+
+    def run(argv: list[str], fault: str) -> int:
+        process = fork(argv, str(tmp_path), {"TOY_FAULT": fault})
         process.join()
         return process.exitcode
 
@@ -98,13 +110,34 @@ def run_forked(tmp_path):
 
 
 @pytest.fixture
-def run_module(tmp_path):
-    """Runs ``python -m harness.run``, or another program that launches it."""
+def run_two(fork, tmp_path):
+    """Runs the command in two processes together, as torchrun starts them; returns their stdouts and their stderrs."""
 
-    def run(argv: list[str], *launcher: str, fault: str = "") -> subprocess.CompletedProcess[str]:
+    def run(argv: list[str]) -> tuple[str, str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        processes = [
+            fork(argv, str(tmp_path), {**together, "RANK": rank, "LOCAL_RANK": rank}, rank) for rank in ("0", "1")
+        ]
+        for process in processes:
+            process.join()
+        out, err = ("".join((tmp_path / f"{name}{rank}").read_text() for rank in "01") for name in ("stdout", "stderr"))
+        assert [process.exitcode for process in processes] == [0, 0], err
+        return out, err
+
+    return run
+
+
+@pytest.fixture
+def run_module(tmp_path):
+    """Runs ``python -m harness.run``."""
+
+    def run(argv: list[str], fault: str = "") -> subprocess.CompletedProcess[str]:
         path = os.pathsep.join([str(PLUGIN), str(ROOT)])
         environment = {**os.environ, "PYTHONPATH": path, "TOY_FAULT": fault}
-        command = [sys.executable, *launcher, "-m", "harness.run", *argv]
+        command = [sys.executable, "-m", "harness.run", *argv]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
 
     return run

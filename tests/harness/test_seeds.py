@@ -166,13 +166,11 @@ def test_another_configuration_is_refused_before_anything_is_begun(run_here, arg
     assert not Path("out/seed0").exists()
 
 
-def test_two_processes_equal_one(run_here, run_module, arguments):
+def test_two_processes_equal_one(run_here, run_two, arguments):
     flags = [*SMALL, "--train.model-dropout", "0", "--train.micro-batch-size", "1", "--seeds", "0", "1", "--json"]
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = run_module(arguments(*flags, out="two"), *launcher)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 1
-    two, one = json.loads(done.stdout), json.loads(run_here(arguments(*flags, out="one"))[1])
+    out, _ = run_two(arguments(*flags, out="two"))
+    assert out.count("\n") == 1
+    two, one = json.loads(out), json.loads(run_here(arguments(*flags, out="one"))[1])
     assert [result["train"]["processes"] for result in two["results"]] == [2, 2]
     assert [result["train"]["processes"] for result in one["results"]] == [1, 1]
     for which, entry in one["summary"].items():

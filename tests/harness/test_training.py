@@ -56,13 +56,11 @@ def test_accumulated_micro_batches_equal_one_batch(size, trained):
     assert_same_training(pieces, whole)
 
 
-def test_two_processes_equal_one(trained, run_module, arguments):
+def test_two_processes_equal_one(trained, run_two, arguments):
     flags = ["--train.model-dropout", "0", "--train.micro-batch-size", "1"]
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    done = run_module(arguments(*flags, "--json", out="two"), *launcher)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["train"]["processes"] == 2
-    assert done.stderr.count("trained: ") == 1
+    out, err = run_two(arguments(*flags, "--json", out="two"))
+    assert json.loads(out)["train"]["processes"] == 2
+    assert err.count("trained: ") == 1
     assert_same_training(load_outcome(Path("two")), trained(*flags))
 
 

@@ -74,7 +74,7 @@ def test_any_selection_of_what_is_trained(trained, compute):
 @pytest.mark.parametrize("compute", ["weight", "activation"])
 def test_keeps_the_input_and_the_result_only(compute):
     tensors = arguments((16, 32), 64, torch.float32)
-    x, weight, *rest = tensors
+    _, weight, *rest = tensors
     weight.requires_grad_(False)
     saved = bytes_saved_for_backward(lambda: derived(*tensors, compute=compute).sum(), [weight, *rest])
     assert saved == 4 * (16 * 32 + 16 * 64)
@@ -84,7 +84,7 @@ def test_keeps_the_input_and_the_result_only(compute):
 
 def test_keeps_nothing_where_nothing_reads_it():
     tensors = [each.detach().requires_grad_(place in (0, 6)) for place, each in enumerate(arguments())]
-    x, *others = tensors
+    _, *others = tensors
     assert bytes_saved_for_backward(lambda: derived(*tensors).sum(), others) == 0
 
 

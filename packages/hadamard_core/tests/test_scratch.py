@@ -14,7 +14,8 @@ def test_the_same_memory_in_every_shape():
     large = scratch_like(torch.empty(8, 6), torch.float32)
     small = scratch_like(torch.empty(3, 5), torch.float32)
     assert large.data_ptr() == small.data_ptr()
-    assert small.shape == (3, 5) and small.is_contiguous()
+    assert small.shape == (3, 5)
+    assert small.is_contiguous()
 
 
 def test_it_grows():

@@ -37,7 +37,8 @@ def work(rank, store, results):
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this build of PyTorch has no gloo")
 def test_gradients_under_ddp(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hut", "hadamard_core.testing_models"])  # one import for both
     processes = [context.Process(target=work, args=(rank, tmp_path / "store", tmp_path)) for rank in range(2)]
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     for process in processes:

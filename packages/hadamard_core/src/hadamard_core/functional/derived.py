@@ -1,8 +1,8 @@
 """``scaled_linear`` whose vectors are computed from parameters, as one node of autograd.
 
-HUT's vectors are means over r. Computed beforehand and given to ``scaled_linear``, they would be kept until the backward
-pass, with a node of autograd for each operation, which a layer of few tokens notices. Here the parameters alone are
-kept, and the vectors computed anew.
+HUT's vectors are means over r. Computed beforehand and given to ``scaled_linear``, they would be kept until the
+backward pass, with a node of autograd for each operation, which a layer of few tokens notices. Here the parameters
+alone are kept, and the vectors computed anew.
 """
 
 from __future__ import annotations
