@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hadamard_core.functional import constant, derived_scaled_linear
+from hadamard_core.functional import derived_scaled_linear
 from hadamard_core.layer import ScaledLinear, Vectors
 from hadamard_core.orientation import weight_as_linear
 from hut.config import HutConfig
@@ -91,15 +91,14 @@ class _MeansOverR:
     def gradients(self, of_vectors, mean_b: Tensor, matrix_a: Tensor, matrix_b: Tensor, gamma: Tensor | None, _):
         of_in, of_out, of_shift = of_vectors
         of_a = of_b = of_gamma = None
+        # Divided after they are expanded, because autograd would copy what is only expanded.
         if of_in is not None:
             rank = matrix_a.shape[-1]
-            # Written out for each of the r, because autograd would copy what is only expanded.
-            of_a = of_in[..., None] / constant(float(rank), rank, of_in.dtype, of_in.device)
+            of_a = of_in[..., None].expand(*of_in.shape, rank) / rank
         if of_out is not None:
-            of_gamma = None if gamma is None else of_out * mean_b
-            of_mean = of_out if gamma is None else of_out * gamma
             rank = matrix_b.shape[0]
-            of_b = of_mean / constant(float(rank), rank, of_out.dtype, of_out.device)[:, None]
+            of_b = (of_out if gamma is None else of_out * gamma).expand(rank, -1) / rank
+            of_gamma = None if gamma is None else of_out * mean_b
         return of_a, of_b, of_gamma, of_shift
 
 

@@ -10,7 +10,7 @@ Each is an op of ``torch.library`` (``torch.ops.hadamard``) with rules for shape
 
 from hadamard_core.functional.derived import VectorRule, derived_scaled_linear
 from hadamard_core.functional.low_rank_linear import LowRankCompute, low_rank_linear, prefers_composing
-from hadamard_core.functional.primitives import constant, scaled_weight
+from hadamard_core.functional.primitives import scaled_weight
 from hadamard_core.functional.scale_shift import scale_shift
 from hadamard_core.functional.scaled_linear import (
     Compute,
@@ -25,7 +25,6 @@ __all__ = [
     "LowRankCompute",
     "Slices",
     "VectorRule",
-    "constant",
     "derived_scaled_linear",
     "low_rank_linear",
     "prefers_composing",

@@ -1,9 +1,9 @@
 """What is bound by memory: one pass over activations or weights each.
 
-On CUDA these are kernels in Triton, where it is installed (:mod:`hadamard_core.kernels`). On a CPU, PyTorch has one
-fused, parallel loop for ``x * scale + shift`` and its three gradients in any dtype, with sums in fp32: batch norm in
-evaluation mode, with a mean of zero and a variance of one. Its mean is also a way to subtract a vector from what is
-summed, without a pass of its own.
+On CUDA these are kernels in Triton, where it is installed (:mod:`hadamard_core.kernels`). On a CPU, PyTorch has a
+fused, parallel loop for ``x * scale + shift`` in 16 bits, and one for the gradients of both vectors in any dtype, with
+sums in fp32: batch norm in evaluation mode, with a mean of zero and a variance of one. Its mean is also a way to
+subtract a vector from what is summed, without a pass of its own.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def scale_shift_backward(
     overwrite: bool = False,
     scratch: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of :func:`scale_shift`, in one pass over ``grad`` and ``x``; None for one that is not needed.
+    """The gradients of :func:`scale_shift`; None for one that is not needed.
+
+    On CUDA in one pass over ``grad`` and ``x``; on a CPU in one for the vectors and one for the input.
 
     Args:
         grad: (tokens, features).
