@@ -1,8 +1,9 @@
 """What a forward pass costs over the base model: ``python -m benchmarks.efficiency.inference``.
 
 Without gradients and in evaluation mode, unmerged and merged; a merged adapter costs nothing, which is checked here by
-measuring it beside the base model. Scale and shift in a module before the projection has no merged form here. One token
-at a time, as in decoding (without its cache of keys and values)::
+measuring it beside the base model. Merged weights are copies, so that there is a row of the base model with such copies
+too: what it differs by is where memory happens to be. Scale and shift in a module before the projection has no merged
+form here. One token at a time, as in decoding (without its cache of keys and values)::
 
     python -m benchmarks.efficiency.inference --batch-size 1 --length 1
 """
@@ -26,6 +27,7 @@ from hadamard_core.targets import module_names
 from harness.errors import run_command
 
 BASE = "base"
+COPIED = "base, copied"
 MERGED = ", merged"
 NAMES = ("hut", "hut-weight", "hut-activation", "scale-shift", "lora", "vera", "peft-lora", "peft-vera")
 MERGED_NAMES = ("hut", "lora", "vera")
@@ -47,11 +49,12 @@ class Row:
 
 def models(settings: InferenceSettings, base: nn.Module) -> dict[str, nn.Module]:
     """Returns the models by row; merged ones have the weights for themselves that merging changes."""
-    made = {BASE: share_weights(base)}
+    projections = module_names(base, ROLES)
+    made = {BASE: share_weights(base), COPIED: share_weights(base, own=projections)}
     for name in chosen(settings.only, (BASE, *NAMES), BASE)[1:]:
         made[name] = make(name, base, settings.seed)
         if name in MERGED_NAMES:
-            copied = share_weights(base, own=module_names(base, ROLES))
+            copied = share_weights(base, own=projections)
             adapted: PeftModel = adapt(VARIANTS[name].build, copied, settings.seed, name)
             made[name + MERGED] = adapted.merge_and_unload()
     return {name: model.eval() for name, model in made.items()}
@@ -70,8 +73,10 @@ def measure(settings: InferenceSettings, base: nn.Module) -> dict[str, Row]:
 
 
 def _label(name: str) -> str:
+    if name in (BASE, COPIED):
+        return name.replace(BASE, "base model")
     short = name.removesuffix(MERGED)
-    return "base model" if name == BASE else VARIANTS[short].label + name[len(short) :]
+    return VARIANTS[short].label + name[len(short) :]
 
 
 def show(settings: InferenceSettings, rows: Mapping[str, Row]) -> str:

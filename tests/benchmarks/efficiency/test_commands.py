@@ -127,7 +127,7 @@ def test_inference(tiny, run, stored):
     assert code == 0
     rows = read("inference")["rows"]
     merged = {f"{name}, merged" for name in inference.MERGED_NAMES}
-    assert rows.keys() == {"base", *inference.NAMES} | merged
+    assert rows.keys() == {"base", "base, copied", *inference.NAMES} | merged
     assert all(row["label"] in out for row in rows.values())
 
 
