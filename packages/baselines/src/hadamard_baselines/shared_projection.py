@@ -8,12 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-
-def working_dtype(x: Tensor) -> torch.dtype:
-    """What products with ``x`` are computed in: its dtype, or autocast's."""
-    if torch.is_autocast_enabled(x.device.type) and x.is_floating_point() and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
+from hadamard_core.functional.operators import working_dtype
 
 
 class SharedProjection:

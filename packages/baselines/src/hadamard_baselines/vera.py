@@ -22,9 +22,10 @@ from peft.tuners.vera.layer import Linear
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from hadamard_baselines.shared_projection import SharedProjection, working_dtype
+from hadamard_baselines.shared_projection import SharedProjection
 from hadamard_baselines.stock import ReadsStockFiles, drops, innermost, is_ordinary, plain_weight, settle_orientation
 from hadamard_core.functional import low_rank_linear, prefers_composing
+from hadamard_core.functional.operators import working_dtype
 
 
 @dataclass

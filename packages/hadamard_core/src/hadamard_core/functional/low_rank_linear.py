@@ -32,6 +32,7 @@ from torch.nn.functional import linear
 
 from hadamard_core.functional.operators import (
     Operator,
+    cast,
     cast_for_autocast,
     check_devices,
     check_shape,
@@ -42,7 +43,6 @@ from hadamard_core.functional.operators import (
 )
 from hadamard_core.functional.primitives import (
     accumulation_dtype,
-    cast,
     scale_shift,
     scale_shift_backward,
     scaled_weight,
@@ -157,14 +157,14 @@ def _forward(
         factor = _folded(up, scale_up, scale_down, scaling, dtype)
         composed = torch.addmm(cast(weight, dtype), factor, cast(down, dtype))
         return linear(x2, composed, bias).view(shape), nothing, composed
-    p = linear(x2, cast(down, dtype)) if projected is None else rows(projected).to(dtype)
+    p = linear(x2, cast(down, dtype)) if projected is None else cast(rows(projected), dtype)
     y = linear(x2, cast(weight, dtype), bias)
     z = scale_shift(p, scale_down, None)
     p = p if projected is None else nothing
     if scale_up is None:
         return y.addmm_(z, cast(up, dtype).t(), alpha=scaling).view(shape), p, nothing
     update = z @ cast(up, dtype).t()
-    return y.addcmul_(update, scale_up.to(accumulation_dtype(dtype)), value=scaling).view(shape), p, update
+    return y.addcmul_(update, cast(scale_up, accumulation_dtype(dtype)), value=scaling).view(shape), p, update
 
 
 def _gradients(
@@ -190,7 +190,7 @@ def _gradients(
     """
     needs_x, needs_weight, needs_bias, needs_down, needs_up, needs_scale_down, needs_scale_up, needs_projected = needs
     g, dtype = rows(grad), grad.dtype
-    x2, p = (None if t is None else rows(t).to(dtype) for t in (x, projected))
+    x2, p = (None if t is None else cast(rows(t), dtype) for t in (x, projected))
     of_x = of_down = of_up = of_scale_down = of_scale_up = of_projected = None
     of_weight = g.t() @ x2 if needs_weight else None
     of_bias = g.sum(0, dtype=accumulation_dtype(dtype)) if needs_bias else None
@@ -254,7 +254,7 @@ def _gradients(
     )
     like = (None, weight, bias, down, up, scale_down, scale_up, projected)
     return [
-        one.to(dtype if own is None else own.dtype) if need else None
+        cast(one, dtype if own is None else own.dtype) if need else None
         for one, own, need in zip(found, like, needs, strict=True)
     ]
 

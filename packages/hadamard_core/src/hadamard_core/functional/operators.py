@@ -153,11 +153,21 @@ def adapters_of(*matrices: Tensor | None) -> int:
     return next((len(matrix) for matrix in matrices if matrix is not None), 1)
 
 
-def cast_for_autocast(x: Tensor) -> Tensor:
-    """``x`` in the dtype that autocast asks for, where it is on."""
+def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """``tensor`` in this dtype, without the call that ``Tensor.to`` is where there is nothing to do."""
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
+
+
+def working_dtype(x: Tensor) -> torch.dtype:
+    """What products with ``x`` are computed in: its dtype, or autocast's."""
     if torch.is_autocast_enabled(x.device.type) and x.is_floating_point() and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype(x.device.type))
-    return x
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def cast_for_autocast(x: Tensor) -> Tensor:
+    """``x`` in :func:`working_dtype`."""
+    return cast(x, working_dtype(x))
 
 
 def check_devices(x: Tensor, **named: Tensor | None) -> None:

@@ -40,20 +40,19 @@ def through_scale_out(
     needs_input: bool,
     needs_scale: bool,
     needs_shift: bool,
-    scratch: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """g * scale_out, colsum(g * (y - inside)) / scale_out, and colsum(g).
 
-    The product is taken anew, before scale_out, in columns where the second would be inaccurate.
+    The product is taken anew, before scale_out, in columns where the second would be inaccurate. The first may be
+    scratch memory, which the next one that asks for it writes over.
 
     Args:
         scale_in: (in,), or (parts, in) with a row for each part.
         inside: what was added to the product times scale_out.
-        scratch: the first of these may be memory that the next one which asks for scratch memory writes over.
     """
     if not needs_scale:
         return scale_shift_backward(
-            g, None, scale_out, needs_input=needs_input, needs_scale=False, needs_shift=needs_shift, scratch=scratch
+            g, None, scale_out, needs_input=needs_input, needs_scale=False, needs_shift=needs_shift, scratch=True
         )
     smallest, largest = _SMALLEST_DIVISOR[y.dtype], _LARGEST_RELATIVE_BIAS[y.dtype]
     if kernels.usable(g):
@@ -73,7 +72,7 @@ def through_scale_out(
         )
         return scale_shift(g, scale_out, None) if needs_input else None, gradient, total
     scaled_g, dots, total = scale_shift_backward(
-        g, y, scale_out, center=inside, needs_input=needs_input, needs_shift=needs_shift, scratch=scratch
+        g, y, scale_out, center=inside, needs_input=needs_input, needs_shift=needs_shift, scratch=True
     )
     least = _smallest_magnitude(scale_out)
     if least >= smallest:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hadamard_core import kernels
+from hadamard_core.functional.operators import cast
 from hadamard_core.functional.scratch import scratch_like
 
 
@@ -26,11 +27,6 @@ def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
 def constant(value: float, features: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A vector of one number, to be read only."""
     return torch.full((features,), value, dtype=dtype, device=device)
-
-
-def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """``tensor`` in this dtype, without the call that ``Tensor.to`` is where there is nothing to do."""
-    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
 
 
 def scale_shift(

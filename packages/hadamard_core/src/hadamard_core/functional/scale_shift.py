@@ -9,6 +9,7 @@ from hadamard_core.functional import primitives
 from hadamard_core.functional.operators import (
     Operator,
     adapters_of,
+    cast,
     cast_for_autocast,
     check_devices,
     check_index,
@@ -72,9 +73,7 @@ def _gradients(
         adapters=adapters_of(scale, shift),
     )
     dtypes = (grad.dtype, None if scale is None else scale.dtype, None if shift is None else shift.dtype)
-    of_x, of_scale, of_shift = (
-        None if one is None else one.to(dtype) for one, dtype in zip(found, dtypes, strict=True)
-    )
+    of_x, of_scale, of_shift = map(cast, found, dtypes)
     return [of_x.view(grad.shape).contiguous() if needs_x else None, of_scale, of_shift]
 
 

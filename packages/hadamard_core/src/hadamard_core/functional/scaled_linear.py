@@ -45,6 +45,7 @@ from hadamard_core import kernels
 from hadamard_core.functional.operators import (
     Operator,
     adapters_of,
+    cast,
     cast_for_autocast,
     check_devices,
     check_index,
@@ -57,7 +58,6 @@ from hadamard_core.functional.operators import (
 from hadamard_core.functional.output_scale import inaccurate_columns, through_scale_out
 from hadamard_core.functional.primitives import (
     accumulation_dtype,
-    cast,
     constant,
     scale_shift,
     scale_shift_backward,
@@ -216,7 +216,7 @@ def forward(
         if adapted:
             scale_in = scale_in_of_parts(scale_in, Slices(tuple(adapted), parts, groups))
         scaled = scaled_weight(weight, scale_in, scale_out, dtype, parts=parts, groups=groups, scratch=True)
-        return linear(x, scaled, cast(_sum(bias, shift), dtype)), _nothing(x)
+        return linear(x, scaled, cast(_sum(bias, shift), dtype)), x.new_empty(0)
     samples = None if index is None else index.flatten()
     scaled = scale_shift(rows(x), scale_in, None, samples, scratch=True)
     inside = _bias_in_product(x, bias, scale_out)
@@ -226,11 +226,7 @@ def forward(
         outside = bias.expand(scale_out.shape)
     y = scale_shift(product, scale_out, outside, samples, overwrite=index is None)
     shape = (*x.shape[:-1], weight.shape[0])
-    return y.view(shape), _nothing(x) if index is None or scale_out is None else product.view(shape)
-
-
-def _nothing(x: Tensor) -> Tensor:
-    return x.new_empty(0)
+    return y.view(shape), x.new_empty(0) if index is None or scale_out is None else product.view(shape)
 
 
 def _bias_in_product(x: Tensor, bias: Tensor | None, scale_out: Tensor | None) -> bool:
@@ -293,7 +289,6 @@ def _gradients(
             needs_input=not by_weight and (needs_product or needs_weight),
             needs_scale=needs_scale_out,
             needs_shift=needs_bias or needs_shift,
-            scratch=True,
         )
     else:
         inside = bias if _bias_in_product(g, bias, scale_out) else None
