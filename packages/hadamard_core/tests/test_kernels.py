@@ -369,15 +369,14 @@ def test_two_runs_are_equal_bit_for_bit(random):
 
 
 def test_only_tensors_on_the_device_are_usable(kernel_device):
-    here = torch.empty(1, device=kernel_device)
-    assert kernels.usable(here, None)
-    assert not kernels.usable(here, torch.empty(1, device="meta"))
+    assert kernels.usable(torch.empty(1, device=kernel_device))
+    assert not kernels.usable(torch.empty(1, device="meta"))
 
 
-def test_nothing_is_usable_without_triton(monkeypatch):
+def test_nothing_is_usable_without_triton(kernel_device, monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     kernels._has_triton.cache_clear()
-    assert not kernels.usable()
+    assert not kernels.usable(torch.empty(1, device=kernel_device))
     kernels._has_triton.cache_clear()
 
 

@@ -239,14 +239,14 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
             adapter_names: the adapter of each sample, ``"__base__"`` for none, in place of the active adapters; see
                 ``HadamardTuner``.
         """
-        if adapter_names is not None and not self.disable_adapters:
+        if self._disable_adapters:
+            if self.merged:
+                self.unmerge()
+        elif adapter_names is not None:
             return self._forward_mixed(x, adapter_names)
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        active = () if self.disable_adapters or self.merged else self._own_adapters(self.active_adapters)
-        if not active:
-            return self.base_layer(x, *args, **kwargs)
-        return self.adapted(x, active)
+        elif not self.merged_adapters and (active := self._own_adapters(self.active_adapters)):
+            return self.adapted(x, active)
+        return self.base_layer(x, *args, **kwargs)
 
     def adapted(self, x: Tensor, adapter_names: Sequence[str]) -> Tensor:
         """The projection of ``x``, (..., in_features), adapted by these adapters, one at least, together."""
@@ -278,6 +278,13 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
         if slices is None:
             return scaled_linear(x, weight_as_linear(base), base.bias, *vectors, index=index)
         return self._part_by_part(x, vectors, slices, index)
+
+    def get_base_layer(self) -> nn.Module:
+        # peft's asks whether there is an attribute, which costs a module without one an exception with its message.
+        base = self._modules["base_layer"]
+        while "base_layer" in base._modules:
+            base = base._modules["base_layer"]
+        return base
 
     def computes_itself(self) -> bool:
         """Whether the base layer's product is its own affair.

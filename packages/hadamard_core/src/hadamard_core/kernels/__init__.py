@@ -36,12 +36,9 @@ def _has_triton() -> bool:
     return True
 
 
-def usable(*tensors: Tensor | None) -> bool:
-    """Whether the kernels can take these tensors: all on a CUDA or ROCm device, and triton is installed."""
-    for tensor in tensors:
-        if tensor is not None and not (tensor.is_cuda or (interpret_on_cpu and tensor.device.type == "cpu")):
-            return False
-    return _has_triton()
+def usable(tensor: Tensor) -> bool:
+    """Whether the kernels can take this tensor: it is on a CUDA or ROCm device, and triton is installed."""
+    return (tensor.is_cuda or (interpret_on_cpu and tensor.device.type == "cpu")) and _has_triton()
 
 
 @contextmanager
