@@ -30,7 +30,7 @@ def run(*arguments):
 def test_main_job_in_small(tmp_path, capsys):
     out = tmp_path / "run"
     small = ("--train.max-steps", "2", "--train.batch-size", "2", "--data.train-limit", "4")
-    small += ("--data.eval-limit", "2", "--task.num-beams", "2")
+    small += ("--data.eval-limit", "2", "--task.num-beams", "2", "--task.max-new-tokens", "8")
     done = run("--method", "hut", "--task", "e2e", *small, "--output-dir", str(out), "--json")
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
