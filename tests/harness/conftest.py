@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +19,6 @@ from harness.errors import run_command
 from harness.run import main
 
 PLUGIN = Path(__file__).parent / "plugin"
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -126,19 +122,6 @@ def run_two(fork, tmp_path):
         out, err = ("".join((tmp_path / f"{name}{rank}").read_text() for rank in "01") for name in ("stdout", "stderr"))
         assert [process.exitcode for process in processes] == [0, 0], err
         return out, err
-
-    return run
-
-
-@pytest.fixture
-def run_module(tmp_path):
-    """Runs ``python -m harness.run``."""
-
-    def run(argv: list[str], fault: str = "") -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join([str(PLUGIN), str(ROOT)])
-        environment = {**os.environ, "PYTHONPATH": path, "TOY_FAULT": fault}
-        command = [sys.executable, "-m", "harness.run", *argv]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
 
     return run
 

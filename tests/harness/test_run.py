@@ -64,14 +64,15 @@ def test_equal_parameters_are_scored_once(run_here, arguments):
     assert {path.name for path in OUT.glob("predictions*")} == {"predictions.jsonl"}
 
 
-def test_json_is_one_line_and_nothing_else_is_on_stdout(run_module, arguments):
+def test_json_is_one_line_and_nothing_else_is_on_stdout(run_forked, tmp_path, arguments):
     """In a process of its own, where libraries and child processes print to the real stdout."""
-    done = run_module(arguments("--json"), fault="noise")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 1
-    assert json.loads(done.stdout) == json.loads((OUT / "result.json").read_text())
-    assert "a library speaks" in done.stderr
-    assert "a child process speaks" in done.stderr
+    code = run_forked(arguments("--json"), fault="noise")
+    out, err = ((tmp_path / name).read_text() for name in ("stdout", "stderr"))
+    assert code == 0, err
+    assert out.count("\n") == 1
+    assert json.loads(out) == json.loads((OUT / "result.json").read_text())
+    assert "a library speaks" in err
+    assert "a child process speaks" in err
 
 
 def test_the_table_says_where_its_numbers_come_from(run_here, arguments):

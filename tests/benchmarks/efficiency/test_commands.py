@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -185,8 +185,10 @@ def test_bad_input_of_one_command(main, arguments, said, run):
     assert len(err.splitlines()) == 1
 
 
-def test_as_a_program_it_exits_with_2():
-    arguments = [sys.executable, "-m", "benchmarks.efficiency.op", "--turns", "0"]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr == "error: --turns is 0: give at least 1\n"
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package")
+def test_as_a_program_it_exits_with_2(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks.efficiency.op", "--turns", "0"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_module("benchmarks.efficiency.op", run_name="__main__")
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "error: --turns is 0: give at least 1\n"
