@@ -280,6 +280,7 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
         return self._part_by_part(x, vectors, slices, index)
 
     def get_base_layer(self) -> nn.Module:
+        """The innermost projection, past other tuners' layers."""
         # peft's asks whether there is an attribute, which costs a module without one an exception with its message.
         base = self._modules["base_layer"]
         while "base_layer" in base._modules:

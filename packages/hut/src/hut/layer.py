@@ -94,7 +94,7 @@ class _MeansOverR:
         # Divided after they are expanded, because autograd would copy what is only expanded.
         if of_in is not None:
             rank = matrix_a.shape[-1]
-            of_a = of_in[..., None] / of_in.new_full((rank,), rank)
+            of_a = of_in[..., None].expand(*of_in.shape, rank) / rank
         if of_out is not None:
             rank = matrix_b.shape[0]
             of_b = (of_out if gamma is None else of_out * gamma).expand(rank, -1) / rank
