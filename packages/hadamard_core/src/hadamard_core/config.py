@@ -9,13 +9,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any, ClassVar, get_args
 
 from peft import PeftConfig
 
 from hadamard_core.functional import Compute
 
 DEFAULT_ROLES = ("query", "value")
+
+# What PeftConfig.from_pretrained says without the import is a bare KeyError, so the card that lies beside the config
+# says what to do.
+_CARD_SECTION = """
+## Loading this adapter
+
+This is a {method} adapter. peft learns the method from the package `{distribution}`, which has to be imported first:
+
+```python
+import {module}
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base_model, "PATH")
+```
+"""
 
 
 @dataclass
@@ -38,9 +54,14 @@ class HadamardConfig(PeftConfig):
         compute: how :func:`hadamard_core.functional.scaled_linear` is computed: ``"auto"``, ``"weight"`` or
             ``"activation"``. The function is the same.
 
+    Attributes:
+        package: what a reader of an adapter has to import: the method's name for people, the distribution, the module.
+
     Raises:
         ValueError: fields that exclude each other, or values out of range.
     """
+
+    package: ClassVar[tuple[str, str, str] | None] = None
 
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Modules to adapt: names or suffixes, a regular expression, or 'all-linear'."}
@@ -73,7 +94,7 @@ class HadamardConfig(PeftConfig):
         if isinstance(self.roles, str):
             self.roles = (self.roles,)
         if self.target_modules is not None:
-            if self.roles is not None and tuple(self.roles) != DEFAULT_ROLES:
+            if self.roles is not None and tuple(self.roles) != type(self).roles:
                 raise ValueError(f"target_modules and roles={tuple(self.roles)} are both given; give one of them.")
             self.roles = None
         elif not self.roles:
@@ -94,6 +115,17 @@ class HadamardConfig(PeftConfig):
             raise ValueError(
                 f"compute is {self.compute!r}; it must be one of {', '.join(map(repr, get_args(Compute)))}."
             )
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As peft's; also tells a reader of the model card, where one was written, what to import."""
+        super().save_pretrained(save_directory, **kwargs)
+        card = Path(save_directory) / "README.md"
+        if self.package is not None and card.is_file():
+            method, distribution, module = self.package
+            section = _CARD_SECTION.format(method=method, distribution=distribution, module=module)
+            text = card.read_text(encoding="utf-8")
+            if section not in text:
+                card.write_text(text + section, encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
         """As peft's, with sets in sorted order, so that equal configs are equal files."""

@@ -9,16 +9,17 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from hadamard_core.adapter_layer import AdapterLayer, require_finite
 from hadamard_core.config import HadamardConfig
 from hadamard_core.functional import (
     Slices,
@@ -31,8 +32,6 @@ from hadamard_core.orientation import OutputSlice, features, weight_as_linear
 
 # A product with so many tokens costs about as much as a pass over the weight.
 _FEW_TOKENS = 32
-# What peft calls a sample without adapter in ``adapter_names``.
-NO_ADAPTER = "__base__"
 
 
 class Vectors(NamedTuple):
@@ -49,25 +48,7 @@ class Vectors(NamedTuple):
     shift: Tensor | None = None
 
 
-class AdapterOfSamples(list):
-    """The adapter of each sample of a batch, by name; keeps their numbers on the device for all layers."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        super().__init__(names)
-        self._numbered: dict[tuple, tuple[list[str], Tensor]] = {}
-
-    def numbered(self, known: Container[str], device: torch.device) -> tuple[list[str], Tensor]:
-        """The names, each once, those that are not ``known`` as one without adapter; and each sample's place there."""
-        names = [name if name in known else NO_ADAPTER for name in self]
-        key = (*names, device)
-        if key not in self._numbered:
-            unique = list(dict.fromkeys(names))
-            index = torch.tensor([unique.index(name) for name in names], device=device)
-            self._numbered[key] = unique, index
-        return self._numbered[key]
-
-
-class ScaledLinear(nn.Module, BaseTunerLayer):
+class ScaledLinear(AdapterLayer):
     """A frozen projection whose input and output are scaled and shifted: ``scaled_linear`` as a peft layer.
 
     Several active adapters apply together: their scales multiply and their shifts add up, so that their order does not
@@ -77,9 +58,6 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
     something is merged, and unmerging puts them back bit for bit. Where the projection has no bias and an adapter has a
     shift, merging gives it one.
 
-    Subclasses name their parameter containers in ``adapter_layer_names``, with the prefix of their tuner; one
-    ``nn.ParameterDict`` is made for each.
-
     Args:
         base_layer: ``nn.Linear``, ``Conv1D``, or a quantised layer that peft can dequantise.
         adapter_name: the first adapter.
@@ -87,59 +65,19 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
         slices: the slices of a fused projection to adapt; None for the whole.
     """
 
-    # What peft empties, beside the parameters, when an adapter is deleted.
     other_param_names = ("slices", "compute")
 
-    def __init__(
-        self,
-        base_layer: nn.Module,
-        adapter_name: str,
-        config: HadamardConfig,
-        slices: Sequence[OutputSlice] | None = None,
-    ) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        for name in self.adapter_layer_names:
-            setattr(self, name, nn.ParameterDict())
+    def prepare(self) -> None:
         self.quantization_backend = resolve_quantization_backend(self.get_base_layer())
         self.in_features, self.out_features = features(self.get_base_layer())
-        self.slices: dict[str, tuple[OutputSlice, ...] | None] = {}
         self.compute: dict[str, str] = {}
-        self.merged_adapters = []
-        self._disable_adapters = False
-        self._active_adapter = adapter_name
         self._original: _Original | None = None
-        self.update_layer(adapter_name, config, slices)
 
-    def update_layer(
-        self, adapter_name: str, config: HadamardConfig, slices: Sequence[OutputSlice] | None = None
-    ) -> None:
-        """Adds an adapter, or replaces the one of this name."""
-        self.slices[adapter_name] = None if slices is None else tuple(slices)
+    def add_adapter(self, adapter_name: str, config: HadamardConfig) -> None:
         self.compute[adapter_name] = config.compute
-        for name in self.adapter_layer_names:
-            if adapter_name in getattr(self, name):
-                del getattr(self, name)[adapter_name]
-        sizes = [self.out_features] if slices is None else [s.size(self.out_features) for s in slices]
+        slices = self.slices[adapter_name]
+        sizes = [self.out_features] if slices is None else [own.size(self.out_features) for own in slices]
         self.create_parameters(adapter_name, config, sizes)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """Moves an adapter to a device, that of the base layer if None, and leaves its dtype alone.
-
-        peft casts to the dtype of the base layer here and back to fp32 later, in most of its ways to load. A scale of
-        1.001 does not survive bf16, which has no number between 1 and 1.0078.
-        """
-        device = self.get_base_layer().weight.device if device is None else device
-        for name in self.adapter_layer_names:
-            container = getattr(self, name)
-            if adapter_name in container and not container[adapter_name].is_meta:
-                container[adapter_name] = container[adapter_name].to(device)
-
-    def cast_adapter_to_base_layer(self, adapter_name: str) -> None:
-        """Casts an adapter to the dtype of the base layer: what ``autocast_adapter_dtype=False`` of peft asks for."""
-        super()._move_adapter_to_device_of_base_layer(adapter_name)
 
     def create_parameters(self, adapter_name: str, config: HadamardConfig, sizes: Sequence[int]) -> None:
         """Creates the parameters of an adapter.
@@ -153,10 +91,7 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
         """The adapter's vectors, differentiable with respect to its parameters: one item for each adapted slice."""
         raise NotImplementedError
 
-    def _own_adapters(self, names: Sequence[str]) -> list[str]:
-        return [name for name in names if name in self.slices]
-
-    def _combine(self, adapter_names: Sequence[str]) -> tuple[Vectors, Slices | None]:
+    def combined(self, adapter_names: Sequence[str]) -> tuple[Vectors, Slices | None]:
         """The vectors of several adapters together, over all output features.
 
         Returns:
@@ -202,7 +137,7 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
         Returns:
             the vectors and, where slices have a ``scale_in``, which; ``scale_in`` is then (slices, adapters, in).
         """
-        found = {name: self._combine([name]) for name in self._own_adapters(dict.fromkeys(adapter_names))}
+        found = {name: self.combined([name]) for name in self.own_adapters(dict.fromkeys(adapter_names))}
         layouts = {(slices.parts, slices.groups) for _, slices in found.values() if slices is not None}
         whole = any(v.scale_in is not None and slices is None for v, slices in found.values())
         if len(layouts) + whole > 1:
@@ -232,25 +167,8 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
         by_part = [stack({name: own.get(part) for name, own in scales.items()}, 1.0) for part in adapted]
         return Vectors(torch.stack(by_part), scale_out, shift), Slices(adapted, *layouts.pop())
 
-    def forward(self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Tensor:
-        """The adapted projection of ``x``, (..., in_features).
-
-        Args:
-            adapter_names: the adapter of each sample, ``"__base__"`` for none, in place of the active adapters; see
-                ``HadamardTuner``.
-        """
-        if self._disable_adapters:
-            if self.merged:
-                self.unmerge()
-        elif adapter_names is not None:
-            return self._forward_mixed(x, adapter_names)
-        elif not self.merged_adapters and (active := self._own_adapters(self.active_adapters)):
-            return self.adapted(x, active)
-        return self.base_layer(x, *args, **kwargs)
-
     def adapted(self, x: Tensor, adapter_names: Sequence[str]) -> Tensor:
-        """The projection of ``x``, (..., in_features), adapted by these adapters, one at least, together."""
-        vectors, slices = self._combine(adapter_names)
+        vectors, slices = self.combined(adapter_names)
         # All adapters compute the same function either way; the first one's wish is as good as any.
         compute = self.compute[adapter_names[0]]
         if self._calls_base_layer(x, slices, compute):
@@ -258,34 +176,14 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
         base = self.get_base_layer()
         return scaled_linear(x, weight_as_linear(base), base.bias, *vectors, slices=slices, compute=compute)
 
-    def _forward_mixed(self, x: Tensor, adapter_names: Sequence[str]) -> Tensor:
-        if self.merged:
-            raise ValueError(
-                f"adapter_names is given, but {', '.join(self.merged_adapters)} is merged; unmerge it before adapters "
-                "are mixed in one batch."
-            )
-        if len(adapter_names) != len(x):
-            raise ValueError(f"adapter_names has {len(adapter_names)} names for {len(x)} samples; give one for each.")
-        if not isinstance(adapter_names, AdapterOfSamples):
-            adapter_names = AdapterOfSamples(adapter_names)
-        names, index = adapter_names.numbered(self.slices, x.device)
-        if names == [NO_ADAPTER]:
-            return self.base_layer(x)
-        vectors, slices = self._combine_mixed(names)
+    def adapted_mixed(self, x: Tensor, adapter_names: Sequence[str], index: Tensor) -> Tensor:
+        vectors, slices = self._combine_mixed(adapter_names)
         if self.computes_itself():
             return self._around_base_layer(x, vectors, slices, index)
         base = self.get_base_layer()
         if slices is None:
             return scaled_linear(x, weight_as_linear(base), base.bias, *vectors, index=index)
         return self._part_by_part(x, vectors, slices, index)
-
-    def get_base_layer(self) -> nn.Module:
-        """The innermost projection, past other tuners' layers."""
-        # peft's asks whether there is an attribute, which costs a module without one an exception with its message.
-        base = self._modules["base_layer"]
-        while "base_layer" in base._modules:
-            base = base._modules["base_layer"]
-        return base
 
     def computes_itself(self) -> bool:
         """Whether the base layer's product is its own affair.
@@ -355,13 +253,13 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: with ``safe_merge``, a merged value is not finite.
         """
-        names = self._own_adapters(check_adapters_to_merge(self, adapter_names))
+        names = self.own_adapters(check_adapters_to_merge(self, adapter_names))
         if not names:
             return
         base = self.get_base_layer()
         original = self._original or self._keep_original()
         with torch.no_grad():
-            (scale_in, scale_out, shift), slices = self._combine([*self.merged_adapters, *names])
+            (scale_in, scale_out, shift), slices = self.combined([*self.merged_adapters, *names])
             layout = {}
             if slices is not None:
                 layout = {"parts": slices.parts, "groups": slices.groups}
@@ -371,12 +269,8 @@ class ScaledLinear(nn.Module, BaseTunerLayer):
             if shift is not None:
                 bias = (shift if bias is None else bias + shift).to(weight.dtype)
         if safe_merge:
-            for kind, values in (("weight", weight), ("bias", bias)):
-                if values is not None and not torch.isfinite(values).all():
-                    raise ValueError(
-                        f"NaNs detected in the merged {kind}: the adapter {', '.join(names)} seems to be broken; load "
-                        "it anew, or merge without safe_merge to see the values."
-                    )
+            require_finite(weight, "weight", names)
+            require_finite(bias, "bias", names)
         if bias is not None and original.bias is None:
             warnings.warn(
                 "Merging gives a bias to layers that had none, because the adapter has a shift. The model in memory is "

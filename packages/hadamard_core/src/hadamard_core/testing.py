@@ -443,11 +443,11 @@ class MethodContract:
 
     @pytest.mark.parametrize("target_modules", [r".*(first|projection|c_attn|query|q_proj)", "all-linear"])
     def test_target_modules_by_peft_rules(self, case, variant, base, x, target_modules):
-        config = self.config_class(**{**variant, "target_modules": target_modules, "task_type": case.task_type})
+        config = self.config(case, variant, target_modules=target_modules, task_type=case.task_type)
         model = get_peft_model(copy.deepcopy(base), config).eval()
         assert self.layers(model)
         assert torch.equal(output(model, x), output(base, x))
 
     def test_nothing_to_adapt_is_refused(self, case, variant, base):
         with pytest.raises(ValueError, match="not found in the base model"):
-            get_peft_model(base, self.config_class(**{**variant, "target_modules": ["nowhere"]}))
+            get_peft_model(base, self.config(case, variant, target_modules=["nowhere"]))

@@ -11,8 +11,9 @@ from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 
+from hadamard_core.adapter_layer import NO_ADAPTER, AdapterLayer, AdapterOfSamples
 from hadamard_core.config import HadamardConfig
-from hadamard_core.layer import NO_ADAPTER, AdapterOfSamples, ScaledLinear
+from hadamard_core.layer import ScaledLinear
 from hadamard_core.orientation import has_known_forward, is_supported
 from hadamard_core.targets import Target, find_targets
 
@@ -21,7 +22,7 @@ class HadamardTuner(BaseTuner):
     """Base of the tuners of the family.
 
     Subclasses set ``prefix``, the prefix of their layers' parameter containers, and ``tuner_layer_cls``, a
-    :class:`~hadamard_core.layer.ScaledLinear`.
+    :class:`~hadamard_core.layer.ScaledLinear`. One that adapts norms besides overrides :meth:`layer_class`.
 
     Mixed batches: the model takes peft's argument ``adapter_names``, in ``forward`` and ``generate``: a list with the
     adapter of each sample, ``"__base__"`` for none, which takes the place of the active adapters. One product with each
@@ -29,7 +30,7 @@ class HadamardTuner(BaseTuner):
     its own samples (``model.set_requires_grad`` says which adapters do).
     """
 
-    tuner_layer_cls: type[ScaledLinear]
+    tuner_layer_cls: type[AdapterLayer]
     # peft's table of default modules for each architecture; roles are the default here.
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
     # The config whose roles were looked up last, and what was found: peft asks about one module at a time.
@@ -52,13 +53,7 @@ class HadamardTuner(BaseTuner):
     def _check_target_module_exists(self, peft_config: HadamardConfig, key: str) -> Any:
         if peft_config.target_modules is not None:
             return check_target_module_exists(peft_config, key)
-        # peft decides, also about modules without a role, because it wants to know of each whether it is excluded.
-        by_name = SimpleNamespace(
-            exclude_modules=peft_config.exclude_modules,
-            modules_to_save=peft_config.modules_to_save,
-            target_modules=[key] if key in self._targets(peft_config) else [],
-        )
-        return check_target_module_exists(by_name, key)
+        return check_name(peft_config, key, [key] if key in self._targets(peft_config) else [])
 
     def _create_and_replace(
         self,
@@ -74,6 +69,19 @@ class HadamardTuner(BaseTuner):
         if isinstance(target, self.tuner_layer_cls):
             target.update_layer(adapter_name, peft_config, slices)
             return
+        layer_class = self.layer_class(target)
+        if issubclass(layer_class, ScaledLinear):
+            self._check_projection(target, current_key, parent)
+        new_module = layer_class(target, adapter_name, peft_config, slices)
+        if adapter_name not in self.active_adapters:
+            new_module.requires_grad_(False)
+        self._replace_module(parent, target_name, new_module, target)
+
+    def layer_class(self, target: nn.Module) -> type[AdapterLayer]:
+        """The layer that adapts a module."""
+        return self.tuner_layer_cls
+
+    def _check_projection(self, target: nn.Module, current_key: str, parent: nn.Module) -> None:
         if not is_supported(target):
             raise ValueError(
                 f"Target module {current_key} is a {type(target).__name__}, which is not supported; target nn.Linear "
@@ -89,10 +97,6 @@ class HadamardTuner(BaseTuner):
                 f"Target module {current_key} belongs to an nn.MultiheadAttention, which uses its weight without "
                 "calling it, so that an adapter would do nothing; leave it out with exclude_modules."
             )
-        new_module = self.tuner_layer_cls(target, adapter_name, peft_config, slices)
-        if adapter_name not in self.active_adapters:
-            new_module.requires_grad_(False)
-        self._replace_module(parent, target_name, new_module, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(child, ModulesToSaveWrapper):
@@ -116,7 +120,7 @@ class HadamardTuner(BaseTuner):
         of_samples, of_beams = AdapterOfSamples(names), AdapterOfSamples(n for n in names for _ in range(beams))
         with ExitStack() as stack:
             for module in self.modules():
-                if isinstance(module, (ScaledLinear, AuxiliaryTrainingWrapper)):
+                if isinstance(module, (AdapterLayer, AuxiliaryTrainingWrapper)):
                     own = of_samples if module in in_encoder else of_beams
                     stack.enter_context(_argument(module, own))
             yield
@@ -143,6 +147,25 @@ class HadamardTuner(BaseTuner):
         for module in self.model.modules():
             if isinstance(module, self.tuner_layer_cls) and adapter_name in module.slices:
                 module.cast_adapter_to_base_layer(adapter_name)
+
+
+def check_name(peft_config: HadamardConfig, key: str, names: Any, **rules: Any) -> Any:
+    """What peft says of a module if the config named these: whether it is adapted, not, or excluded.
+
+    peft wants to know of each module, also of those that are not adapted, whether it is excluded.
+
+    Args:
+        key: the module's name.
+        names: as of ``target_modules``.
+        rules: further fields of a config that narrow it, such as ``layers_to_transform``.
+    """
+    by_name = SimpleNamespace(
+        exclude_modules=peft_config.exclude_modules,
+        modules_to_save=peft_config.modules_to_save,
+        target_modules=names,
+        **rules,
+    )
+    return check_target_module_exists(by_name, key)
 
 
 @contextmanager

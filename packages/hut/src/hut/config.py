@@ -3,25 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import ClassVar
 
 from hadamard_core.config import HadamardConfig, require_at_least
 from hadamard_core.registration import peft_type
-
-# What PeftConfig.from_pretrained says without the import is a bare KeyError, so the card that lies beside the config
-# says what to do.
-_CARD_SECTION = """
-## Loading this adapter
-
-This is a HUT adapter. peft learns the method from the package `hadamard-hut`, which has to be imported first:
-
-```python
-import hut
-from peft import PeftModel
-
-model = PeftModel.from_pretrained(base_model, "PATH")
-```
-"""
 
 
 @dataclass
@@ -42,6 +27,8 @@ class HutConfig(HadamardConfig):
         ValueError: ``r`` below 1, an unknown ``init``, or what ``HadamardConfig`` raises.
     """
 
+    package: ClassVar[tuple[str, str, str]] = ("HUT", "hadamard-hut", "hut")
+
     r: int = field(
         default=8,
         metadata={"help": "Columns of M_A, rows of M_B. Nominal: the function learned does not depend on it."},
@@ -56,12 +43,3 @@ class HutConfig(HadamardConfig):
         require_at_least(self, "r", 1)
         if self.init != "identity":
             raise ValueError(f"init is {self.init!r} in HutConfig; only 'identity' is known.")
-
-    def save_pretrained(self, save_directory: str, **kwargs) -> None:
-        """As peft's; also tells a reader of the model card, where one was written, to import this package."""
-        super().save_pretrained(save_directory, **kwargs)
-        card = Path(save_directory) / "README.md"
-        if card.is_file():
-            text = card.read_text(encoding="utf-8")
-            if _CARD_SECTION not in text:
-                card.write_text(text + _CARD_SECTION, encoding="utf-8")
