@@ -17,7 +17,7 @@ class ParameterCounts:
     Attributes:
         adapter: trained, and neither norm nor head: the method's own, and whatever else of the backbone it trains.
             Full fine-tuning has its whole backbone here, less the norms.
-        norm: trained, in a norm of the backbone or in peft's trained copy of one.
+        norm: trained, in a norm of the backbone, in peft's trained copy of one, or in an adapter on one.
         head: trained, and outside the backbone of a transformers model, or its pooler, or saved whole by peft's
             `modules_to_save`.
         frozen: of the base model, and not trained. The original that peft keeps beside a trained copy, and adapters
@@ -72,7 +72,8 @@ def _grouped_parameters(module: nn.Module, group: str, is_base: bool) -> Iterato
         yield group, is_base, parameter
     for name, child in module.named_children():
         if isinstance(module, BaseTunerLayer) and name != "base_layer":
-            yield from _grouped_parameters(child, "adapter", is_base=False)
+            adapts_norm = _is_norm(module.get_base_layer())
+            yield from _grouped_parameters(child, "norm" if adapts_norm else "adapter", is_base=False)
         elif isinstance(module, ModulesToSaveWrapper) and name == "original_module":
             trains = any(parameter.requires_grad for parameter in module.modules_to_save.parameters())
             yield from _grouped_parameters(child, group, is_base=is_base and not trains)

@@ -7,6 +7,7 @@ method's settings. For a peft method this base class does the rest.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,14 +16,45 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of a method's training, with steps, settings and an optimiser of its own.
+
+    Attributes:
+        name: what its flags and its part of a recipe are called: ``stage1`` for ``--stage1.epochs``.
+        trains: what is trained in it, in words.
+        needs_head: it is left out where the task's model has no head.
+    """
+
+    name: str
+    trains: str
+    needs_head: bool = False
+
+
 class PeftMethod:
     """Applies, saves, loads and merges a method of peft; subclasses are frozen dataclasses with :meth:`peft_config`.
 
     Attributes:
         paper: where the method is described.
+        stages: the parts of its training, in order; none for a method that is applied and trained at once. The last one
+            trains what :meth:`apply` returns, the others what :meth:`enter` returns.
     """
 
     paper: ClassVar[str]
+    stages: ClassVar[tuple[Stage, ...]] = ()
+
+    def enter(
+        self, stage: str, model: PreTrainedModel, task_type: str, modules_to_save: Sequence[str] = ()
+    ) -> nn.Module:
+        """Returns the model to train in one of :attr:`stages` but the last.
+
+        Args:
+            stage: its name.
+            model: the base model, or what the stage before has trained.
+            task_type: as of :meth:`peft_config`.
+            modules_to_save: as of :meth:`apply`.
+        """
+        raise NotImplementedError
 
     def peft_config(self, model: PreTrainedModel, task_type: str) -> PeftConfig:
         """The config for ``get_peft_model``.

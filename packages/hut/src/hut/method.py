@@ -8,6 +8,7 @@ from typing import ClassVar
 from transformers import PreTrainedModel
 
 from hadamard_core.config import DEFAULT_ROLES
+from hadamard_core.layer_selection import check_selection, layer_numbers, select_layers
 from hadamard_core.method import PeftMethod
 from hut.config import HutConfig
 
@@ -24,8 +25,8 @@ class Hut(PeftMethod):
     """What to adapt, by role: query, key, value, attention_output, ffn_input, ffn_output, ..."""
     target_modules: tuple[str, ...] | None = None
     """Names of the modules to adapt, by peft's rules, in place of roles."""
-    layers: tuple[int, ...] | None = None
-    """Indices of the layers to adapt; all if not given."""
+    layers: tuple[int | str, ...] | None = None
+    """The layers to adapt: numbers from 0, ranges (2-5), top:N, bottom:N, every:N; all if not given."""
     scale: bool = True
     """Train gamma, the scale of the result."""
     shift: bool = True
@@ -33,13 +34,20 @@ class Hut(PeftMethod):
     compute: str = "auto"
     """How the product is computed: auto, weight or activation; the function is the same."""
 
+    def __post_init__(self) -> None:
+        if self.layers is not None:
+            check_selection(self.layers)
+
     def peft_config(self, model: PreTrainedModel, task_type: str) -> HutConfig:
+        layers = None
+        if self.layers is not None:
+            layers = select_layers(self.layers, layer_numbers(model, None if self.target_modules else self.roles))
         return HutConfig(
             task_type=task_type,
             r=self.r,
             roles=self.roles,
             target_modules=None if self.target_modules is None else list(self.target_modules),
-            layers_to_transform=None if self.layers is None else list(self.layers),
+            layers_to_transform=layers,
             scale=self.scale,
             shift=self.shift,
             compute=self.compute,
