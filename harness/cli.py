@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import traceback
 import typing
 from collections.abc import Collection, Sequence
@@ -19,7 +20,7 @@ from typing import Annotated, Any
 import tyro
 
 from harness import recipes, registry
-from harness.config import RunConfig
+from harness.config import RunConfig, StageConfig
 from harness.errors import UserError, one_line
 from harness.rundir import read_config
 
@@ -71,6 +72,8 @@ def parse(argv: Sequence[str]) -> CommandLine:
     for group in groups:
         flag = _flag(group[0])
         if flag not in flags:
+            if match := re.match(r"--(stage\w*)\.", flag):
+                raise UserError(_no_such_stage(flag, match[1], defaults.config))
             near = registry.closest(flag, flags)
             raise UserError(f"unknown {'flag' if flag.startswith('-') else 'argument'} {group[0]}{near} (see --help)")
     given = {_flag(group[0]) for group in groups}
@@ -95,6 +98,22 @@ def parse(argv: Sequence[str]) -> CommandLine:
                 raise UserError(reason)
             raise UserError(f"{_flag(group[0])} {values or 'without a value'}: {reason}")
     raise UserError(f"these flags do not go together: {command or 'see --help'}")
+
+
+def _no_such_stage(flag: str, stage: str, config: RunConfig) -> str:
+    """Returns why a flag of a stage is refused."""
+    stages = getattr(config.method_settings, "stages", ())
+    if not stages:
+        return f"{flag}: --method {config.method} is not trained in stages: its settings are the --train.* flags"
+    if stage == stages[-1].name:
+        return f"{flag}: the settings of the last stage are the --train.* flags"
+    earlier = [entry.name for entry in fields(config.stages)]
+    if stage in earlier:
+        known = ", ".join(entry.name.replace("_", "-") for entry in fields(StageConfig))
+        return f"{flag}: a stage has no such setting (known: {known})"
+    return (
+        f"{flag}: --method {config.method} has no such stage (known: {', '.join(earlier)}; --train.* is the last one)"
+    )
 
 
 def _check_seeds(seeds: Sequence[int], given: Collection[str]) -> None:
@@ -160,7 +179,7 @@ def _flags(instance: Any, prefix: str = "--") -> dict[str, Any]:
         name = entry.name.removesuffix("_settings").replace("_", "-")
         markers = getattr(hint, "__metadata__", ())
         if is_dataclass(value):
-            flags.update(_flags(value, prefix if entry.name == "config" else f"{prefix}{name}."))
+            flags.update(_flags(value, prefix if entry.name in ("config", "stages") else f"{prefix}{name}."))
         elif tyro.conf.Suppress not in markers:
             plain = hint.__origin__ if markers else hint
             flags[prefix + name] = plain

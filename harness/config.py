@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -83,6 +83,37 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class StageConfig:
+    """How a stage before the last one is trained; what is not given is as in the train settings."""
+
+    learning_rate: float | None = None
+    """Peak learning rate of this stage, of whatever it trains."""
+    batch_size: int | None = None
+    """Examples in one optimiser step of this stage."""
+    epochs: float | None = None
+    """Passes over the training examples in this stage."""
+    max_steps: int | None = None
+    """Stop this stage after this many optimiser steps, however many epochs that is."""
+    warmup_steps: int | None = None
+    """Steps in which this stage's learning rate rises linearly from 0."""
+    warmup_ratio: float | None = None
+    """The same as a share of this stage's steps."""
+    schedule: Literal["linear", "cosine", "constant"] | None = None
+    """What this stage's learning rate does after its warmup."""
+    weight_decay: float | None = None
+    """AdamW's decoupled decay in this stage."""
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError("epochs and max_steps of a stage both say when it ends: give one of them")
+
+
+@dataclass(frozen=True)
+class NoStages:
+    """A method that is trained in one stage."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides what a run computes."""
 
@@ -113,6 +144,7 @@ class RunConfig:
     new_head: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Start the model's head afresh, whatever the checkpoint has there."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    stages: Annotated[Any, tyro.conf.arg(name="")] = field(default_factory=NoStages)
     data: DataConfig = field(default_factory=DataConfig)
     allow_pickle: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Read weights from pickle files (pytorch_model.bin) too; such a file can run any program when it is opened."""
@@ -120,11 +152,21 @@ class RunConfig:
     """Run the Python code that comes with the model."""
 
 
+def stage_settings(method: type[Any]) -> type[Any] | None:
+    """Returns a dataclass with a :class:`StageConfig` for each stage of a method but the last; None without stages."""
+    earlier = getattr(method, "stages", ())[:-1]
+    if not earlier:
+        return None
+    return make_dataclass("Stages", [(stage.name, StageConfig, StageConfig()) for stage in earlier], frozen=True)
+
+
 def to_tree(value: Any) -> Any:
-    """Returns nested dicts, lists, strings and numbers for TOML and JSON; fields that are None are left out."""
+    """Returns nested dicts, lists, strings and numbers for TOML and JSON; fields that are None are left out, and stages
+    where there are none."""
     if is_dataclass(value):
         pairs = {entry.name: getattr(value, entry.name) for entry in fields(value)}
-        return {name: to_tree(item) for name, item in pairs.items() if item is not None}
+        left_out = (type(None), NoStages)
+        return {name: to_tree(item) for name, item in pairs.items() if not isinstance(item, left_out)}
     if isinstance(value, Mapping):
         return {str(name): to_tree(item) for name, item in value.items()}
     if isinstance(value, (tuple, list)):
@@ -145,7 +187,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def flag_of(key: str) -> str:
     """Returns the flag of a flattened key: ``--train.batch-size`` for ``train.batch_size``."""
-    section, _, name = key.rpartition(".")
+    section, _, name = key.removeprefix("stages.").rpartition(".")
     prefix = {"method_settings": "method.", "task_settings": "task.", "": ""}.get(section, f"{section}.")
     return f"--{prefix}{name}".replace("_", "-")
 
@@ -179,15 +221,17 @@ def validate(config: RunConfig) -> None:
     def not_negative(flag: str, value: float | None) -> None:
         require(value is None or (math.isfinite(value) and value >= 0), flag, value, "0 or above")
 
-    positive("--train.learning-rate", train.learning_rate)
+    sections = {entry.name: getattr(config.stages, entry.name) for entry in fields(config.stages)}
+    for name, section in {"train": train, **sections}.items():
+        positive(f"--{name}.learning-rate", section.learning_rate)
+        at_least_one(f"--{name}.batch-size", section.batch_size)
+        positive(f"--{name}.epochs", section.epochs)
+        at_least_one(f"--{name}.max-steps", section.max_steps)
+        not_negative(f"--{name}.warmup-steps", section.warmup_steps)
+        share(f"--{name}.warmup-ratio", section.warmup_ratio)
+        not_negative(f"--{name}.weight-decay", section.weight_decay)
     positive("--train.head-learning-rate", train.head_learning_rate)
-    at_least_one("--train.batch-size", train.batch_size)
     at_least_one("--train.micro-batch-size", train.micro_batch_size)
-    positive("--train.epochs", train.epochs)
-    at_least_one("--train.max-steps", train.max_steps)
-    not_negative("--train.warmup-steps", train.warmup_steps)
-    share("--train.warmup-ratio", train.warmup_ratio)
-    not_negative("--train.weight-decay", train.weight_decay)
     share("--train.adam-beta1", train.adam_beta1)
     share("--train.adam-beta2", train.adam_beta2)
     positive("--train.adam-epsilon", train.adam_epsilon)

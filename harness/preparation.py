@@ -1,4 +1,4 @@
-"""What a run needs before its first step: data, base model, adapted model, encoded examples, the plan of its steps."""
+"""What a run needs before its first step: data, base model, adapted model, encoded examples, the plan of its stages."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 from torch import nn
 
-from hadamard_core.accounting import ParameterCounts, count_parameters
-from harness import models
+from hadamard_core.accounting import ParameterCounts
+from harness import models, stages
 from harness.base import Base
 from harness.config import RunConfig
 from harness.console import Console
-from harness.errors import UserError, one_line
-from harness.protocols import Method, Task
-from harness.training import Plan, make_plan, seed_everything
+from harness.protocols import Task
+from harness.stages import StagePlan
+from harness.training import Plan
 from harness.workload import Workload
 
 
@@ -24,17 +24,29 @@ class Setup:
 
     Attributes:
         base: the model on disk.
-        model: a fresh copy with the method applied; None once it is not needed any more.
-        counts: its parameters by group.
+        model: a fresh copy, with the method applied if it has no stages; None once it is not needed any more.
+        modules_to_save: names of its modules that are trained and saved whole, whatever the method: the head.
         workload: the task with its examples encoded.
-        plan: the steps.
+        stages: what is trained, one after another.
     """
 
     base: Base
     model: nn.Module | None
-    counts: ParameterCounts
+    modules_to_save: tuple[str, ...]
     workload: Workload
-    plan: Plan
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def plan(self) -> Plan:
+        """The steps of the last stage."""
+        plan = self.stages[-1].plan
+        assert plan is not None
+        return plan
+
+    @property
+    def counts(self) -> ParameterCounts:
+        """The parameters by group, over all stages."""
+        return stages.over_all(self.stages)
 
 
 def prepare(config: RunConfig, accelerator: Accelerator, console: Console) -> Setup:
@@ -44,7 +56,6 @@ def prepare(config: RunConfig, accelerator: Accelerator, console: Console) -> Se
         UserError: anything the user gave cannot be used.
     """
     task: Task = config.task_settings
-    method: Method = config.method_settings
     loaded = task.load(config.data, config.seed)
     with accelerator.main_process_first():
         base = models.find(
@@ -61,16 +72,10 @@ def prepare(config: RunConfig, accelerator: Accelerator, console: Console) -> Se
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tokenizer = base.tokenizer()
-    seed_everything(config.seed)
-    try:
-        model = method.apply(model, task.task_type, base.modules_to_save(model))
-    except ValueError as error:
-        raise UserError(f"--method {config.method}: {one_line(error)}") from error
-    counts = count_parameters(model)
-    if counts.trained == 0:
-        raise UserError(f"--method {config.method} leaves nothing to train with these settings")
+    modules_to_save = base.modules_to_save(model)
+    model, planned = stages.begin(config, model, modules_to_save)
     splits = {rule.split for rule in task.rules.values()} if config.train.eval_every != "never" else ()
     measured = {split: loaded.encode(tokenizer, split) for split in sorted(splits)}
     workload = Workload(loaded, tokenizer, loaded.encode(tokenizer, "train"), measured)
-    plan = make_plan(workload.train, config.train, config.seed, accelerator.num_processes)
-    return Setup(base, model, counts, workload, plan)
+    planned = stages.with_steps(planned, workload.train, accelerator.num_processes)
+    return Setup(base, model, modules_to_save, workload, planned)

@@ -21,7 +21,11 @@ from harness.config import DataConfig
 
 
 class Method(Protocol):
-    """A way to adapt a model. peft methods get all of it from ``hadamard_core.method.PeftMethod``."""
+    """A way to adapt a model. peft methods get all of it from ``hadamard_core.method.PeftMethod``.
+
+    A method that is trained in stages besides has ``stages``, a tuple of ``hadamard_core.method.Stage``, and ``enter``,
+    which returns the model that one of them but the last trains; see :mod:`harness.stages`.
+    """
 
     paper: ClassVar[str]
 

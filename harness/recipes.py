@@ -14,9 +14,12 @@ A recipe is ``PRESET.toml`` in the task's ``recipes`` folder. Its top holds the 
     learning_rate = 1e-2
     [methods.hut.method]
     r = 8
+    [methods.hadamard.stage1]
+    epochs = 1
 
-A method that the recipe does not name takes the common part. Steps and epochs say one thing in two ways, so a part that
-sets the one switches off the other.
+A stage's table is there for each stage of the method but the last, whose settings are those of ``train``. A method that
+the recipe does not name takes the common part. Steps and epochs say one thing in two ways, so a part that sets the one
+switches off the other.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from harness import registry
-from harness.config import RunConfig
+from harness.config import RunConfig, stage_settings
 from harness.errors import UserError, one_line
 
 if sys.version_info >= (3, 11):
@@ -76,7 +79,7 @@ def build(method: str, task: str, preset: str) -> RunConfig:
             f"--preset {preset}: task {task} has no preset of that name{registry.closest(preset, known)} "
             f"(known: {', '.join(known) or 'none'})"
         )
-    config = RunConfig(method, task, method_class(), task_class(), preset=preset)
+    config = bare(method, method_class, task, task_class, preset)
     path = known[preset]
     recipe = read_toml(path)
     per_method = recipe.pop("methods", {})
@@ -85,25 +88,41 @@ def build(method: str, task: str, preset: str) -> RunConfig:
         where = f"methods.{name}."
         if name == method:
             config = merge_part(config, part, FOR_ONE_METHOD, str(path), where)
+            config = merge_stages(config, part, str(path), where)
         elif not isinstance(part, Mapping):
             raise UserError(f"{path}: methods.{name} must be a table")
     return config
+
+
+def bare(method: str, method_class: type[Any], task: str, task_class: type[Any], preset: str) -> RunConfig:
+    """Returns the configuration of all defaults."""
+    config = RunConfig(method, task, method_class(), task_class(), preset=preset)
+    stages = stage_settings(method_class)
+    return config if stages is None else replace(config, stages=stages())
 
 
 def merge_part(
     config: RunConfig, part: Mapping[str, Any], allowed: Mapping[str, str], file: str, where: str
 ) -> RunConfig:
     """Returns ``config`` with one part of a recipe laid over it."""
+    stages = {entry.name for entry in fields(config.stages)} if allowed is FOR_ONE_METHOD else set()
     for key in part:
-        if key not in allowed:
-            raise UserError(f"{file}: unknown key {where}{key}{registry.closest(key, allowed)}")
+        if key not in allowed and key not in stages:
+            raise UserError(f"{file}: unknown key {where}{key}{registry.closest(key, {*allowed, *stages})}")
     train = part.get("train")
     given = set(train) if isinstance(train, Mapping) else set()
     if {"epochs", "max_steps"} <= given:
         raise UserError(f"{file}: {where}train has both epochs and max_steps: keep the one that is meant")
     if "epochs" in given:
         config = replace(config, train=replace(config.train, max_steps=None))
-    return overlay(config, {allowed[key]: value for key, value in part.items()}, file, where)
+    return overlay(config, {allowed[key]: value for key, value in part.items() if key in allowed}, file, where)
+
+
+def merge_stages(config: RunConfig, part: Mapping[str, Any], file: str, where: str) -> RunConfig:
+    """Returns ``config`` with the tables of a method's stages laid over it."""
+    names = {entry.name for entry in fields(config.stages)}
+    tables = {name: table for name, table in part.items() if name in names}
+    return replace(config, stages=overlay(config.stages, tables, file, where))
 
 
 def overlay(instance: T, table: Mapping[str, Any], file: str, where: str) -> T:
@@ -140,7 +159,7 @@ def from_tree(method: str, task: str, tree: Mapping[str, Any], file: str) -> Run
     Raises:
         UserError: the file holds a key or value that does not exist.
     """
-    config = RunConfig(method, task, registry.load("method", method)(), registry.load("task", task)())
+    config = bare(method, registry.load("method", method), task, registry.load("task", task), RunConfig.preset)
     return overlay(_without_optional(config), tree, file, "")
 
 

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from harness.config import RunConfig, to_tree
 from harness.errors import UserError, one_line
 from harness.preparation import Setup
 from harness.protocols import Evaluation, Rule
+from harness.training import StagePlan
 
 SCHEMA_VERSION = 2
 
@@ -33,11 +34,19 @@ def make(
     config: RunConfig,
     setup: Setup,
     start: Mapping[str, Any] | None,
-    history: History,
+    histories: Sequence[History | None],
     accelerator: Accelerator,
     evaluations: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Returns the content of ``result.json``."""
+    """Returns the content of ``result.json``.
+
+    Args:
+        histories: what happened in each stage; None for one that was skipped.
+    """
+    trained = [
+        stage_entry(stage, history, accelerator.num_processes)
+        for stage, history in zip(setup.stages, histories, strict=True)
+    ]
     return {
         "schema_version": SCHEMA_VERSION,
         "method": _named("method", config.method),
@@ -58,21 +67,34 @@ def make(
         "config": to_tree(config),
         "data": to_tree(dict(setup.workload.task.facts)),
         "parameters": parameters(setup.counts),
-        "train": {
-            "steps": history.step,
-            "epochs": history.step / setup.plan.order.steps_per_epoch,
-            "examples": history.step * config.train.batch_size,
-            "targets": history.targets,
-            "batch_size": config.train.batch_size,
-            "micro_batch_size": setup.plan.micro_batch,
-            "processes": accelerator.num_processes,
-            "final_loss": history.losses[-1]["loss"],
-            "loss_curve": history.losses,
-            "measurements": history.measurements,
-            "seconds": round(history.seconds, 3),
-        },
+        "train": trained[-1],
+        **({"stages": trained} if setup.stages[-1].name else {}),
         "evaluations": dict(evaluations),
         "environment": environment(accelerator.device),
+    }
+
+
+def stage_entry(stage: StagePlan, history: History | None, processes: int) -> dict[str, Any]:
+    """Returns what the result says of the training in one stage; its name is left out where there is but one."""
+    named = {"stage": stage.name, "trains": stage.trains} if stage.name else {}
+    if history is None or stage.plan is None or stage.counts is None:
+        return {**named, "skipped": stage.skipped}
+    train = stage.config.train
+    counted = {"parameters": parameters(stage.counts), "learning_rate": train.learning_rate} if stage.name else {}
+    return {
+        **named,
+        **counted,
+        "steps": history.step,
+        "epochs": history.step / stage.plan.order.steps_per_epoch,
+        "examples": history.step * train.batch_size,
+        "targets": history.targets,
+        "batch_size": train.batch_size,
+        "micro_batch_size": stage.plan.micro_batch,
+        "processes": processes,
+        "final_loss": history.losses[-1]["loss"],
+        "loss_curve": history.losses,
+        "measurements": history.measurements,
+        "seconds": round(history.seconds, 3),
     }
 
 
@@ -148,12 +170,22 @@ def table(result: Mapping[str, Any], directory: Path) -> str:
         *([result["description"]] if result["description"] else []),
         f"start: {start_in_words(result['init_from'])}",
         parameters_in_words(result["parameters"]),
-        f"training: {train['steps']} steps of {train['batch_size']} examples, {train['targets']:,} targets, "
-        f"{train['seconds']:.0f} s, final loss {train['final_loss']:.4f} a target",
+        *map(training_in_words, result.get("stages", [train])),
         "",
         *columns(result["evaluations"], train["steps"] / train["epochs"]),
     ]
     return "\n".join([*lines, "", f"files: {directory}"])
+
+
+def training_in_words(train: Mapping[str, Any]) -> str:
+    """Returns what :func:`stage_entry` returned, as a line."""
+    label = f"{train['stage']} ({train['trains']})" if "stage" in train else "training"
+    if "skipped" in train:
+        return f"{label}: skipped, since {train['skipped']}"
+    return (
+        f"{label}: {train['steps']} steps of {train['batch_size']} examples, {train['targets']:,} targets, "
+        f"{train['seconds']:.0f} s, final loss {train['final_loss']:.4f} a target"
+    )
 
 
 def parameters(counts: ParameterCounts) -> dict[str, int]:
@@ -216,7 +248,7 @@ def columns(evaluations: Mapping[str, Mapping[str, Any]], steps_per_epoch: float
 
 def header(config: RunConfig, setup: Setup, start: Mapping[str, Any] | None) -> str:
     """Returns what a run says before it starts."""
-    base, loaded, steps = setup.base, setup.workload.task, setup.plan.total
+    base, loaded = setup.base, setup.workload.task
     sizes = ", ".join(
         f"{name.replace('_', ' ')} {value:,}" for name, value in loaded.facts.items() if type(value) is int
     )
@@ -228,10 +260,19 @@ def header(config: RunConfig, setup: Setup, start: Mapping[str, Any] | None) -> 
         *([f"start: {start_in_words(start)}"] if start else []),
         parameters_in_words(parameters(setup.counts)),
         f"data: {sizes}",
-        f"steps: {steps} of {config.train.batch_size} examples; then the {config.split} split is scored",
+        *(stage_in_words(stage) for stage in setup.stages),
+        f"then the {config.split} split is scored",
     ]
     lines += [f"warning: {warning}" for warning in loaded.warnings]
     if base.new_parameters:
         names = ", ".join(base.new_parameters[:4]) + (", ..." if len(base.new_parameters) > 4 else "")
         lines.append(f"not in the checkpoint, so they start at random: {names}")
     return "\n".join(lines)
+
+
+def stage_in_words(stage: StagePlan) -> str:
+    """Returns what a stage is going to do, as a line."""
+    if stage.plan is None:
+        return f"{stage.name} ({stage.trains}): skipped, since {stage.skipped}"
+    name = f"{stage.name} ({stage.trains})" if stage.name else "steps"
+    return f"{name}: {stage.plan.total} of {stage.config.train.batch_size} examples"

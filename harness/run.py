@@ -22,9 +22,10 @@ import torch
 import transformers
 from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from huggingface_hub.utils import disable_progress_bars
+from torch import nn
 
-from harness import cli, init_from, registry, result, scoring, summary
-from harness.checkpoint import CheckpointStore
+from harness import cli, init_from, registry, result, scoring, stages, summary
+from harness.checkpoint import CheckpointStore, History
 from harness.config import RunConfig, default_output_dir, validate
 from harness.console import Console, is_main_process, stdout_for_the_result
 from harness.errors import UserError, run_command
@@ -135,34 +136,68 @@ def execute(command: cli.CommandLine, directory: RunDirectory, begin: Callable[[
     accelerator = make_accelerator(config)
     console = Console(accelerator.is_main_process)
     setup = prepare(config, accelerator, console)
-    start = init_from.copy_trained(config, setup.base, setup.model) if config.init_from else None
+    start = None
+    if config.init_from:
+        model = stages.applied(config, setup.stages, setup.model, setup.modules_to_save)
+        start = init_from.copy_trained(config, setup.base, model)
     console.say(result.header(config, setup, start))
-    store = CheckpointStore(directory.checkpoint, identity(config, setup, start, accelerator.num_processes))
+    known = identity(config, setup, start, accelerator.num_processes)
+    folders = [*(directory.stage_checkpoint(stage.name) for stage in setup.stages[:-1]), directory.checkpoint]
+    stores = [CheckpointStore(folder, known) for folder in folders]
     if accelerator.is_main_process:
         begin()
-        if command.resume and not store.exists():
+        if command.resume and not any(store.exists() for store in stores):
             console.say("the run was stopped before its first checkpoint, so it starts from the beginning")
     accelerator.wait_for_everyone()
 
     try:
-        history = train(setup.model, setup.workload, config, setup.plan, accelerator, store, console)
+        model, histories = train_stages(setup, config, stores, accelerator, console)
         done = None
         if accelerator.is_main_process:
-            model = accelerator.unwrap_model(setup.model, keep_fp32_wrapper=False)
-            written = scoring.write_adapters(config, model, history, store, directory)
-            setup.model = model = None
+            setup.model = None
+            written = scoring.write_adapters(config, model, histories[-1], stores[-1], directory)
+            model = None
             accelerator.free_memory()
             gc.collect()
-            evaluations = scoring.score(config, setup, written, history, accelerator.device, directory, console)
-            done = result.make(config, setup, start, history, accelerator, evaluations)
+            evaluations = scoring.score(config, setup, written, histories[-1], accelerator.device, directory, console)
+            done = result.make(config, setup, start, histories, accelerator, evaluations)
             write_text(directory.result, result.dumps(done, indent=1) + "\n")
-            store.delete()
+            for store in stores:
+                store.delete()
     except torch.OutOfMemoryError as error:
         raise UserError(
             "the GPU's memory does not suffice: give a smaller --train.micro-batch-size or --eval-batch-size"
         ) from error
     accelerator.wait_for_everyone()
     return done
+
+
+def train_stages(
+    setup: Setup, config: RunConfig, stores: Sequence[CheckpointStore], accelerator: Accelerator, console: Console
+) -> tuple[nn.Module, list[History | None]]:
+    """Trains one stage after another, each from its checkpoint if there is one.
+
+    Returns:
+        The trained model, and what happened in each stage; None for one that is skipped.
+    """
+    model, histories = setup.model, []
+    for stage, store in zip(setup.stages, stores, strict=True):
+        if stage.skipped:
+            histories.append(None)
+            continue
+        last = stage is setup.stages[-1]
+        if stage.name:
+            model = stages.enter(stage.config, stage.name, model, setup.modules_to_save)
+            if last and config.init_from:
+                init_from.copy_trained(config, setup.base, model)
+            if len(setup.stages) > 1:
+                console.say(f"{stage.name}: {stage.trains}")
+        history = train(model, setup.workload, stage, accelerator, store, console, selects=last)
+        histories.append(history)
+        model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        if not last:
+            accelerator.free_memory()
+    return model, histories
 
 
 def identity(config: RunConfig, setup: Setup, start: Mapping[str, Any] | None, processes: int) -> dict[str, str]:
@@ -179,7 +214,9 @@ def identity(config: RunConfig, setup: Setup, start: Mapping[str, Any] | None, p
 def show_finished(directory: RunDirectory) -> dict[str, Any]:
     """Returns the stored result of a run that has ended; nothing is computed."""
     print(f"this run is finished: {directory.result} is shown, nothing is trained", file=sys.stderr)
-    CheckpointStore(directory.checkpoint, {}).delete()  # it is still there if the run was killed while deleting it
+    # they are still there if the run was killed while deleting them
+    for folder in (directory.checkpoint, *directory.path.glob(directory.stage_checkpoint("*").name)):
+        CheckpointStore(folder, {}).delete()
     return result.read(directory.result)
 
 

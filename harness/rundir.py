@@ -1,9 +1,10 @@
 """The run directory: what lies in it, and how files get there whole or not at all.
 
-``config.toml`` is there from the first moment and marks the directory as a run of ours; ``checkpoint/`` while the run
-goes on; ``adapter/``, ``predictions.jsonl`` and, last of all, ``result.json`` when they are done. Every file is written
-beside its place and renamed into it, so that a process killed at any moment leaves the old one or the new one. While a
-process is at work here it holds a lock on the directory, which the system releases however the process ends.
+``config.toml`` is there from the first moment and marks the directory as a run of ours; ``checkpoint/``, and
+``checkpoint-STAGE/`` of a method's earlier stages, while the run goes on; ``adapter/``, ``predictions.jsonl`` and, last of
+all, ``result.json`` when they are done. Every file is written beside its place and renamed into it, so that a process
+killed at any moment leaves the old one or the new one. While a process is at work here it holds a lock on the directory,
+which the system releases however the process ends.
 """
 
 from __future__ import annotations
@@ -96,6 +97,10 @@ class RunDirectory:
     @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint"
+
+    def stage_checkpoint(self, stage: str) -> Path:
+        """The checkpoint of a stage before the last one."""
+        return self.path / f"checkpoint-{stage}"
 
     def check_free(self, overwrite: bool) -> None:
         """Refuses to start where something is that must not be lost.

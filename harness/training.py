@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hadamard_core.accounting import trained_by_group
+from hadamard_core.accounting import ParameterCounts, trained_by_group
 from harness.checkpoint import CheckpointStore, History, trained_parameters
 from harness.config import RunConfig, TrainConfig
 from harness.console import Console
@@ -48,6 +48,29 @@ class Plan:
     micro_batch: int
 
 
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage as it will be trained.
+
+    Attributes:
+        name: of the stage; empty for the only one of a method that declares none.
+        trains: what is trained in it, in words.
+        config: the run's configuration with the settings of this stage under ``train``.
+        seed: of the order of its examples, and of dropout.
+        counts: the parameters by group; None if it is skipped.
+        plan: its steps; None if it is skipped, or as long as nobody has planned them.
+        skipped: why it is left out, in words; empty if it is not.
+    """
+
+    name: str
+    trains: str
+    config: RunConfig
+    seed: int
+    counts: ParameterCounts | None = None
+    plan: Plan | None = None
+    skipped: str = ""
+
+
 def make_plan(features: Features, config: TrainConfig, seed: int, processes: int) -> Plan:
     """Divides the training examples into steps and each step's batch over processes and micro-batches.
 
@@ -66,13 +89,17 @@ def make_plan(features: Features, config: TrainConfig, seed: int, processes: int
 def train(
     model: nn.Module,
     workload: Workload,
-    run: RunConfig,
-    plan: Plan,
+    stage: StagePlan,
     accelerator: Accelerator,
     store: CheckpointStore,
     console: Console,
+    selects: bool = True,
 ) -> History:
     """Trains in place what requires a gradient; goes on from the store's checkpoint if there is one.
+
+    Args:
+        stage: what to train, with its steps and settings.
+        selects: whether the task's rules select parameters, as they do in the last stage.
 
     Returns:
         What happened. The model holds the parameters of the last step; those that the task's rules select are in
@@ -81,14 +108,19 @@ def train(
     Raises:
         UserError: the loss is not finite, or the checkpoint cannot be used.
     """
-    task, config, rules = workload.task, run.train, run.task_settings.rules
+    task, run, config, plan = workload.task, stage.config, stage.config.train, stage.plan
+    assert plan is not None
+    rules = run.task_settings.rules if selects else {}
+    label = f"{stage.name}: " if stage.name else ""
+    rate_flag = "--train.learning-rate" if selects else f"--{stage.name}.learning-rate"
     processes, rank = accelerator.num_processes, accelerator.process_index
     order, total = plan.order, plan.total
 
     optimizer = make_optimizer(model, config, accelerator.device)
     history = store.restore(model, optimizer) if store.exists() else History()
     if history.step:
-        console.say(f"going on after step {history.step} of {total}")
+        done = "finished" if history.step == total else f"going on after step {history.step} of {total}"
+        console.say(f"{label}{done}")
     accelerator.wait_for_everyone()  # nobody may write a checkpoint before all have read
     model, optimizer = accelerator.prepare(model, optimizer)
     bare = accelerator.unwrap_model(model)
@@ -96,7 +128,7 @@ def train(
     curve_every = max(1, total // CURVE_POINTS)
     started = time.monotonic() - history.seconds
 
-    with console.bar("training", total - history.step, "step") as bar:
+    with console.bar(f"{label}training", total - history.step, "step") as bar:
         for step in range(history.step, total):
             seed_everything(step_seed(order.seed, step, rank))
             share = schedule(config, step, total)
@@ -125,7 +157,7 @@ def train(
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
             if not (math.isfinite(loss_sum) and math.isfinite(norm)):
                 what = "loss" if not math.isfinite(loss_sum) else "gradient"
-                raise not_finite(what, step + 1, total, store)
+                raise not_finite(what, step + 1, total, store, rate_flag)
             optimizer.step()
             optimizer.zero_grad()
 
@@ -149,12 +181,12 @@ def train(
                 }
                 for split, metrics in found.items():
                     if not math.isfinite(metrics.get("loss", 0.0)):
-                        raise not_finite(f"{split} loss", history.step, total, store)
-                    console.say(f"step {history.step} of {total}: {describe(split, metrics)}")
+                        raise not_finite(f"{split} loss", history.step, total, store, rate_flag)
+                    console.say(f"{label}step {history.step} of {total}: {describe(split, metrics)}")
                 select(rules, found, history)
             if measures or last or history.step % config.save_every == 0:
                 if not all(bool(parameter.isfinite().all()) for parameter in parameters):
-                    raise not_finite("value of a trained parameter", history.step, total, store)
+                    raise not_finite("value of a trained parameter", history.step, total, store, rate_flag)
                 history.seconds = time.monotonic() - started
                 if accelerator.is_main_process:
                     store.save(bare, optimizer.optimizer, history)
@@ -197,7 +229,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) 
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for group, parameters in trained_by_group(model).items():
         for parameter in parameters:
-            decay = 0.0 if parameter in undecayed else config.weight_decay
+            decay = 0.0 if group == "norm" or parameter in undecayed else config.weight_decay
             groups.setdefault((rates[group], decay), []).append(parameter)
     return torch.optim.AdamW(
         [
@@ -254,12 +286,11 @@ def global_sums(accelerator: Accelerator, loss_sum: Tensor, targets: Tensor | in
     return total_loss, int(total_targets)
 
 
-def not_finite(what: str, step: int, total: int, store: CheckpointStore) -> UserError:
+def not_finite(what: str, step: int, total: int, store: CheckpointStore, rate_flag: str) -> UserError:
     """Returns the error of a run that diverged."""
     kept = f"the last good checkpoint is kept in {store.folder}" if store.exists() else "no checkpoint had been due yet"
     return UserError(
-        f"the {what} is not finite at step {step} of {total}, so training stops; {kept}; "
-        "a lower --train.learning-rate may help"
+        f"the {what} is not finite at step {step} of {total}, so training stops; {kept}; a lower {rate_flag} may help"
     )
 
 

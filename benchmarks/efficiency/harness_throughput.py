@@ -27,7 +27,7 @@ import tyro
 from accelerate import Accelerator
 from torch import nn
 
-from harness import recipes
+from harness import recipes, stages
 from harness.checkpoint import CheckpointStore, trained_parameters
 from harness.config import RunConfig
 from harness.console import Console
@@ -35,7 +35,7 @@ from harness.errors import run_command
 from harness.order import step_seed
 from harness.preparation import prepare
 from harness.run import make_accelerator, quieten_libraries
-from harness.training import Plan, make_optimizer, schedule, seed_everything, train
+from harness.training import Plan, StagePlan, make_optimizer, schedule, seed_everything, train
 from harness.workload import Workload
 
 
@@ -92,15 +92,13 @@ def bare_loop(model: nn.Module, config: RunConfig, workload: Workload, plan: Pla
     return watch.stop()
 
 
-def harness_loop(
-    model: nn.Module, config: RunConfig, workload: Workload, plan: Plan, accelerator: Accelerator
-) -> list[float]:
+def harness_loop(model: nn.Module, workload: Workload, stage: StagePlan, accelerator: Accelerator) -> list[float]:
     """Returns the same of the harness's loop; preparation is in the first step, the last checkpoint in what follows."""
     with tempfile.TemporaryDirectory() as folder:
         store = CheckpointStore(Path(folder) / "checkpoint", {})
         model.to(accelerator.device)
         watch = Stopwatch(accelerator.device)
-        train(model, workload, config, plan, accelerator, store, WatchedConsole(False, watch))
+        train(model, workload, stage, accelerator, store, WatchedConsole(False, watch))
         return watch.stop()
 
 
@@ -146,16 +144,17 @@ def compare(settings: Settings) -> dict[str, float]:
     config = cut_recipe(settings)
     accelerator = make_accelerator(config)
     setup = prepare(config, accelerator, Console(speaks=True))
-    model, workload, plan = setup.model, setup.workload, setup.plan
+    model = stages.applied(config, setup.stages, setup.model, setup.modules_to_save)
+    workload, stage = setup.workload, setup.stages[-1]
     turns: list[dict[str, list[float]]] = []
     for turn in range(settings.turns + 1):
         bare, ours = copy.deepcopy(model), copy.deepcopy(model)
         seconds: dict[str, list[float]] = {}
         for name in ("bare", "harness") if turn % 2 else ("harness", "bare"):
             if name == "bare":
-                seconds[name] = bare_loop(bare, config, workload, plan, accelerator.device)
+                seconds[name] = bare_loop(bare, config, workload, setup.plan, accelerator.device)
             else:
-                seconds[name] = harness_loop(ours, config, workload, plan, accelerator)
+                seconds[name] = harness_loop(ours, workload, stage, accelerator)
         theirs = trained_parameters(bare)
         for name, parameter in trained_parameters(ours).items():
             torch.testing.assert_close(parameter, theirs[name], rtol=1e-3, atol=1e-4)

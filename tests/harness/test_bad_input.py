@@ -175,7 +175,7 @@ class TestRunDirectories:
             (tmp_path / "out" / "config.toml").write_text('format = "hadamard-bench run"\n')
             return make_plan(*given)
 
-        monkeypatch.setattr("harness.preparation.make_plan", begin_another)
+        monkeypatch.setattr("harness.stages.make_plan", begin_another)
         assert_refused(*run_here(arguments()), "--overwrite")
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.toml"]
 
