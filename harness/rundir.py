@@ -1,10 +1,10 @@
 """The run directory: what lies in it, and how files get there whole or not at all.
 
 ``config.toml`` is there from the first moment and marks the directory as a run of ours; ``checkpoint/``, and
-``checkpoint-STAGE/`` of a method's earlier stages, while the run goes on; ``adapter/``, ``predictions.jsonl`` and, last of
-all, ``result.json`` when they are done. Every file is written beside its place and renamed into it, so that a process
-killed at any moment leaves the old one or the new one. While a process is at work here it holds a lock on the directory,
-which the system releases however the process ends.
+``checkpoint-STAGE/`` of a method's earlier stages, while the run goes on; ``adapter/``, ``predictions.jsonl`` and, last
+of all, ``result.json`` when they are done. Every file is written beside its place and renamed into it, so that a
+process killed at any moment leaves the old one or the new one. While a process is at work here it holds a lock on the
+directory, which the system releases however the process ends.
 """
 
 from __future__ import annotations

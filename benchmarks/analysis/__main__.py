@@ -1,7 +1,8 @@
 """``python -m benchmarks.analysis COMMAND``: the analyses of the Hadamard adapter's paper, on runs of the harness.
 
 Each command is a module of this folder with a ``Settings`` dataclass, whose fields are its flags, and a function
-``main`` that takes one. It writes data (CSV, JSON) and a plot (HTML) and prints a table.
+``main`` that takes one; where more than flags is to be read, a function ``parse`` makes the settings. It writes data
+(CSV, JSON) and a plot (HTML) and prints a table.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ def main(argv: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"{name}: there is no such analysis{closest(name, COMMANDS)} (known: {', '.join(COMMANDS)})")
     command = importlib.import_module(f"benchmarks.analysis.{name}")
-    settings = tyro.cli(command.Settings, args=list(argv[1:]), prog=f"python -m benchmarks.analysis {name}")
+    if hasattr(command, "parse"):
+        settings = command.parse(argv[1:])
+    else:
+        settings = tyro.cli(command.Settings, args=list(argv[1:]), prog=f"python -m benchmarks.analysis {name}")
     quieten_libraries()
     command.main(settings)
     return 0

@@ -132,7 +132,9 @@ def what_counts():
 
     def read(folder: Path) -> dict[str, object]:
         result = json.loads((folder / "result.json").read_text())
-        del result["train"]["seconds"], result["config"]["output_dir"]
+        del result["config"]["output_dir"]
+        for training in (result["train"], *result.get("stages", ())):
+            training.pop("seconds", None)
         for entry in result["evaluations"].values():
             entry.pop("seconds", None)
         adapters = {
