@@ -29,8 +29,10 @@ from harness.errors import run_command
 BASE = "base"
 COPIED = "base, copied"
 MERGED = ", merged"
-NAMES = ("hut", "hut-weight", "hut-activation", "scale-shift", "lora", "vera", "peft-lora", "peft-vera")
-MERGED_NAMES = ("hut", "lora", "vera")
+NAMES = ("hut", "hut-weight", "hut-activation", "hadamard", "scale-shift", "lora", "vera", "peft-lora", "peft-vera")
+MERGED_INTO = (*ROLES, "attention_output", "attention_norm")
+"""What merging changes."""
+MERGED_NAMES = ("hut", "hadamard", "lora", "vera")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Row:
 
 def models(settings: InferenceSettings, base: nn.Module) -> dict[str, nn.Module]:
     """Returns the models by row; merged ones have the weights for themselves that merging changes."""
-    projections = module_names(base, ROLES)
+    projections = module_names(base, MERGED_INTO)
     made = {BASE: share_weights(base), COPIED: share_weights(base, own=projections)}
     for name in chosen(settings.only, (BASE, *NAMES), BASE)[1:]:
         made[name] = make(name, base, settings.seed)

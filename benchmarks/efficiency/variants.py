@@ -1,8 +1,9 @@
 """The rows: one model for each method, over one set of frozen weights.
 
-All adapt query and value, but scale and shift, which is on the input of the attention's output projection as the
-Hadamard adapter has it. Trained values start as the method has them and then get the same noise, so that no row has the
-easy case of all ones or zeros; LoRA and VeRA of this repository have the settings of peft's own.
+All adapt query and value, but the Hadamard adapter, which is on the attention's output and trains the norm of the
+attention's block besides, and scale and shift, which is the part before the output projection by itself. Trained values
+start as the method has them and then get the same noise, so that no row has the easy case of all ones or zeros; LoRA
+and VeRA of this repository have the settings of peft's own.
 
 On a fused projection (GPT-2's ``c_attn``) HUT adapts the slices of query and value, and a method of peft all of it.
 """
@@ -24,6 +25,7 @@ from torch.nn.functional import linear
 
 import hadamard_baselines
 from benchmarks.efficiency.models import ROLES, share_weights, with_own_gradients
+from hadamard_adapter import HadamardAdapterConfig
 from hadamard_core.functional import scale_shift
 from hadamard_core.orientation import features, weight_as_linear
 from hadamard_core.targets import find_targets, module_names
@@ -95,6 +97,10 @@ def _hut(compute: str, r: int = 8) -> Callable[[nn.Module], nn.Module]:
     return lambda model: get_peft_model(model, HutConfig(r=r, roles=ROLES, compute=compute))
 
 
+def _hadamard(**options: Any) -> Callable[[nn.Module], nn.Module]:
+    return lambda model: get_peft_model(model, HadamardAdapterConfig(**options))
+
+
 def _hut_by_autograd(model: nn.Module) -> nn.Module:
     adapted = _hut("weight")(model)
     for module in adapted.modules():
@@ -130,6 +136,9 @@ VARIANTS = {
     "hut-weight": Variant("HUT r=8, weight way", _hut("weight")),
     "hut-activation": Variant("HUT r=8, activation way", _hut("activation")),
     "hut-autograd": Variant("HUT r=8, weights through autograd", _hut_by_autograd),
+    "hadamard": Variant("Hadamard adapter", _hadamard()),
+    "hadamard-weight": Variant("Hadamard adapter, weight way", _hadamard(compute="weight")),
+    "hadamard-projection": Variant("Hadamard adapter after projection", _hadamard(position="projection")),
     "scale-shift": Variant("scale and shift of attention output", _scale_shift),
     "lora": Variant("LoRA r=8", _lora(hadamard_baselines.LoraConfig)),
     "vera": Variant("VeRA r=256", _of_peft(hadamard_baselines.VeraConfig, r=VERA_RANK)),

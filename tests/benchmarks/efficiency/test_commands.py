@@ -132,7 +132,7 @@ def test_inference(tiny, run, stored):
 
 
 def test_merging_leaves_the_shared_weights_alone(tiny):
-    settings = inference.parse(inference.InferenceSettings, "inference", [*tiny, "--only", "hut", "lora", "vera"])
+    settings = inference.parse(inference.InferenceSettings, "inference", [*tiny, "--only", *inference.MERGED_NAMES])
     base = inference.build_frozen(settings)
     before = {name: p.clone() for name, p in base.named_parameters()}
     made = inference.models(settings, base)

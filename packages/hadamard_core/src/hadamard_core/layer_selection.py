@@ -61,7 +61,9 @@ def select_layers(parts: Sequence[int | str], known: Iterable[int]) -> list[int]
             raise ValueError(f"layers has {part!r}; a range goes from the lower number to the higher")
         named = set(range(first, last + 1))
         if not named <= set(known):
-            raise ValueError(f"layers has {part!r}, but the layers are {known[0]} to {known[-1]}; give some of these")
+            without_gap = known == list(range(known[0], known[-1] + 1))
+            written = f"{known[0]} to {known[-1]}" if without_gap else ", ".join(map(str, known))
+            raise ValueError(f"layers has {part!r}, but the layers are {written}; give some of these")
         selected |= named
     return sorted(selected)
 

@@ -13,12 +13,14 @@ from typing import NamedTuple
 import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn.functional import layer_norm
 
 from hadamard_core.adapter_layer import NO_ADAPTER, AdapterLayer, require_finite
 from hadamard_core.config import HadamardConfig
 from hadamard_core.functional import scale_shift
+from hadamard_core.functional.operators import is_plain
 
 
 class TrainedNorm(AdapterLayer):
@@ -69,24 +71,25 @@ class TrainedNorm(AdapterLayer):
 
     def _normalised(self, x: Tensor, values: _Values) -> Tensor:
         base = self.get_base_layer()
-        if type(base) is nn.LayerNorm and not (base._forward_hooks or base._forward_pre_hooks):
+        if _is_plain_layer_norm(base):
             return layer_norm(x, base.normalized_shape, values.weight, values.bias, base.eps)
-        given = {"weight": values.weight} if values.bias is None else {"weight": values.weight, "bias": values.bias}
-        return functional_call(base, given, (x,))
+        if torch.is_grad_enabled() and is_plain(x):
+            return _Recomputed.apply(base, x, *values)
+        return _call(base, x, *values)
 
     def adapted_mixed(self, x: Tensor, adapter_names: Sequence[str], index: Tensor) -> Tensor:
         values = [self._values([] if name == NO_ADAPTER else [name]) for name in adapter_names]
         base = self.get_base_layer()
-        if type(base) is nn.LayerNorm:
+        if _is_plain_layer_norm(base):
             bare = layer_norm(x, base.normalized_shape, None, None, base.eps)
             weights = torch.stack([each.weight for each in values])
             biases = None if _bias(base) is None else torch.stack([each.bias for each in values])
             return scale_shift(bare, weights, biases, index)
         # What another kind of norm does with its weight is its own affair, so each adapter's samples go through it.
-        y = torch.empty_like(x)
-        for number, each in enumerate(values):
-            own = index == number
-            y[own] = self._normalised(x[own], each)
+        parts = [self._normalised(x[index == number], each) for number, each in enumerate(values)]
+        y = torch.empty_like(x, dtype=parts[0].dtype)
+        for number, part in enumerate(parts):
+            y[index == number] = part
         return y
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -129,6 +132,38 @@ class TrainedNorm(AdapterLayer):
             base.bias.data = values.bias.data
 
 
+class _Recomputed(torch.autograd.Function):
+    """A norm that keeps its input alone for the backward pass, and computes the rest anew.
+
+    With a weight that trains, autograd would keep the normalised activations besides, as large as the input, which the
+    frozen norm does not.
+    """
+
+    @staticmethod
+    def forward(ctx, base: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.base = base
+        ctx.save_for_backward(x, weight, bias)
+        return _call(base, x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        needs = ctx.needs_input_grad[1:]
+        inputs = [
+            None if tensor is None else tensor.detach().requires_grad_(needed)
+            for tensor, needed in zip(ctx.saved_tensors, needs, strict=True)
+        ]
+        with torch.enable_grad():
+            y = _call(ctx.base, *inputs)
+        found = iter(torch.autograd.grad(y, [i for i, needed in zip(inputs, needs, strict=True) if needed], grad))
+        return None, *(next(found) if needed else None for needed in needs)
+
+
+def _call(base: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    given = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    return functional_call(base, given, (x,))
+
+
 class _Values(NamedTuple):
     """What a norm multiplies by and adds: (features,) each; ``bias`` is None for a norm without one."""
 
@@ -142,6 +177,12 @@ def is_norm(module: nn.Module) -> bool:
     if weight is None or weight.dim() != 1 or isinstance(module, nn.modules.batchnorm._NormBase):
         return False
     return "norm" in type(module).__name__.lower()
+
+
+def _is_plain_layer_norm(base: nn.Module) -> bool:
+    """Whether a norm computes what ``nn.LayerNorm`` does and nobody has hooked or replaced its call."""
+    hooked = base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base)
+    return type(base) is nn.LayerNorm and not hooked
 
 
 def _bias(base: nn.Module) -> Tensor | None:
