@@ -65,7 +65,7 @@ def what_was_measured(run: Result) -> dict[str, Any]:
         "base model's sha256": run["model"]["sha256"],
         "start": run["init_from"],
         "data": data,
-        "number of steps": run["train"]["steps"],
+        "number of steps, over all stages": sum(stage.get("steps", 0) for stage in run.get("stages", [run["train"]])),
         "batch size": run["train"]["batch_size"],
     }
 

@@ -164,7 +164,8 @@ class Task(Protocol):
         version: goes up when the same configuration comes to mean something else.
         task_type: a ``peft.TaskType`` value.
         auto_class: the transformers auto class that the task needs (``AutoModelForCausalLM``).
-        recipes: the folder with one ``PRESET.toml`` for each preset.
+        recipes: the folder with one ``PRESET.toml`` for each preset. Presets that several tasks share lie in the folder
+            ``shared_recipes``, if a task has this attribute.
         scored_splits: the splits that :meth:`LoadedTask.evaluate` takes.
         rules: name -> how ``--score NAME`` selects; ``last``, the last step, needs no rule.
     """

@@ -1,4 +1,4 @@
-"""Reads recipe files and merges them: dataclass defaults, then the recipe, then its part for one method.
+"""Reads recipe files and merges them: dataclass defaults, the recipe, its parts for one task and for one method.
 
 A recipe is ``PRESET.toml`` in the task's ``recipes`` folder. Its top holds the settings that all methods share; a table
 ``[methods.NAME]`` holds what differs for one method and may have the same keys, and ``[methods.NAME.method]`` besides::
@@ -16,10 +16,12 @@ A recipe is ``PRESET.toml`` in the task's ``recipes`` folder. Its top holds the 
     r = 8
     [methods.hadamard.stage1]
     epochs = 1
+    [tasks.mnli.train]
+    epochs = 3
 
-A stage's table is there for each stage of the method but the last, whose settings are those of ``train``. A method that
-the recipe does not name takes the common part. Steps and epochs say one thing in two ways, so a part that sets the one
-switches off the other.
+A stage's table is there for each stage of the method but the last, whose settings are those of ``train``; a task's part
+is for recipes that several tasks share, and comes before the method's. A method that the recipe does not name takes the
+common part. Steps and epochs say one thing in two ways, so a part that sets the one switches off the other.
 """
 
 from __future__ import annotations
@@ -82,8 +84,13 @@ def build(method: str, task: str, preset: str) -> RunConfig:
     config = bare(method, method_class, task, task_class, preset)
     path = known[preset]
     recipe = read_toml(path)
-    per_method = recipe.pop("methods", {})
+    per_method, per_task = recipe.pop("methods", {}), recipe.pop("tasks", {})
     config = merge_part(config, recipe, SHARED, str(path), "")
+    for name, part in per_task.items():
+        if not isinstance(part, Mapping):
+            raise UserError(f"{path}: tasks.{name} must be a table")
+        if name == task:
+            config = merge_part(config, part, SHARED, str(path), f"tasks.{name}.")
     for name, part in per_method.items():
         where = f"methods.{name}."
         if name == method:

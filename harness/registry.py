@@ -84,8 +84,10 @@ def load(kind: Kind, name: str) -> type[Any]:
 
 
 def presets(task: type[Any]) -> dict[str, Path]:
-    """Returns name -> recipe file of a task's presets."""
-    return {path.stem: path for path in sorted(Path(task.recipes).glob("*.toml"))}
+    """Returns name -> recipe file of a task's presets: its own, and those that it shares with other tasks."""
+    folders = [folder for folder in (getattr(task, "shared_recipes", None), task.recipes) if folder is not None]
+    found = {path.stem: path for folder in folders for path in Path(folder).glob("*.toml")}
+    return dict(sorted(found.items()))
 
 
 def listing() -> str:

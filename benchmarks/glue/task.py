@@ -47,6 +47,7 @@ class Glue:
     task_type: ClassVar[str] = "SEQ_CLS"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     scored_splits: ClassVar[tuple[str, ...]] = ("validation",)  # GLUE keeps the labels of its test splits
+    shared_recipes: ClassVar[Path] = Path(__file__).parent / "recipes"
 
     max_length: int = 128
     """Tokens of an example; longer ones are cut, of a pair the longer text first. The result says how many were."""
@@ -62,7 +63,7 @@ class Glue:
             raise ValueError(f"--task.held-out is {self.held_out}: it must be at least 0 and below 1")
 
     def __init_subclass__(cls) -> None:
-        cls.recipes = Path(__file__).parent / "recipes" / cls.declaration.name
+        cls.recipes = cls.shared_recipes / cls.declaration.name
 
     @property
     def rules(self) -> Mapping[str, Rule]:

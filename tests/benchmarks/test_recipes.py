@@ -34,7 +34,10 @@ GLUE = ("sst2", "mrpc", "cola", "qnli", "rte", "stsb")
 
 # what stands in for the recipe's model
 ARCHITECTURES = {
+    "FacebookAI/roberta-base": "roberta",
     "FacebookAI/roberta-large": "roberta",
+    "google-bert/bert-base-uncased": "bert",
+    "google-bert/bert-large-uncased": "bert",
     "minilm-l6": "bert",
     "openai-community/gpt2-medium": "gpt2",
     "smollm2-135m": "llama",
@@ -44,7 +47,7 @@ ARCHITECTURES = {
 def compared(task: str) -> list[str]:
     """Returns the methods that a task's results stand beside one another for."""
     has_head = TASKS[task].auto_class != "AutoModelForCausalLM"
-    return ["hut", "lora", "full", *(["head"] if has_head else [])]
+    return ["hut", "hadamard", "lora", "full", *(["head"] if has_head else [])]
 
 
 LOADED = [
@@ -52,7 +55,9 @@ LOADED = [
     for (task, preset), recipe in RECIPES.items()
     for method in dict.fromkeys([*recipe["methods"], *compared(task)])
 ]
-RUN = [(task, preset, method) for (task, preset), recipe in RECIPES.items() for method in recipe["methods"]]
+# a recipe that tasks share runs on one of them
+OF_ONE_TASK = {path: (task, preset) for (task, preset), path in FILES.items()}
+RUN = [(*OF_ONE_TASK[path], method) for path in OF_ONE_TASK for method in RECIPES[OF_ONE_TASK[path]]["methods"]]
 
 
 def test_the_comparison_is_installed():
@@ -70,7 +75,7 @@ def test_it_loads(task, preset, method):
     validate(recipes.build(method, task, preset))
 
 
-def settings_of(recipe: Mapping[str, Any], method: str) -> dict[str, Any]:
+def settings_of(recipe: Mapping[str, Any], task: str, method: str) -> dict[str, Any]:
     """Returns ``{"train.batch_size": 8, ...}`` as the file says it: its part for the method over the common part."""
 
     def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -79,8 +84,9 @@ def settings_of(recipe: Mapping[str, Any], method: str) -> dict[str, Any]:
             found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
         return found
 
-    common = {key: value for key, value in recipe.items() if key != "methods"}
-    return {**flat(common), **flat(recipe["methods"].get(method, {}))}
+    common = {key: value for key, value in recipe.items() if key not in ("methods", "tasks")}
+    parts = (common, recipe.get("tasks", {}).get(task, {}), recipe["methods"].get(method, {}))
+    return {key: value for part in parts for key, value in flat(part).items()}
 
 
 @pytest.fixture
@@ -100,8 +106,10 @@ def scored_without_java(monkeypatch):
 def test_it_runs_and_the_result_holds_its_settings(
     task, preset, method, run_here, checkpoint, glue_folder, scored_without_java
 ):
-    recipe = settings_of(RECIPES[task, preset], method)
+    recipe = settings_of(RECIPES[task, preset], task, method)
     small = {"model": str(checkpoint(ARCHITECTURES[recipe["model"]])), "train.max_steps": 2}
+    if "stage1.epochs" in recipe:
+        small["stage1.epochs"] = 0.1
     if task == "e2e":
         small |= {"data.train_limit": 16, "data.eval_limit": 3, "task.max_new_tokens": 4}
     else:
@@ -114,7 +122,7 @@ def test_it_runs_and_the_result_holds_its_settings(
     assert result["train"]["steps"] == 2
     assert list(result["evaluations"]) == recipe.get("score", ["last"])
     config = result["config"]
-    config |= {"method": config["method_settings"], "task": config["task_settings"]}
+    config |= {"method": config["method_settings"], "task": config["task_settings"], **config.get("stages", {})}
     for key, value in {**recipe, **small}.items():
         section, _, name = key.rpartition(".")
         stored = (config[section] if section else config).get(name)
@@ -177,3 +185,14 @@ def test_the_parameters_of_the_papers(method, adapter, task):
     counts = count_parameters(model)
     head = (1024 + 1) * 1024 + (1024 + 1) * labels
     assert (counts.adapter, counts.norm, counts.head) == (adapter, 0, head)
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "e2e"])
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_the_models_of_the_hadamard_adapters_paper(size, task):
+    for kind in ("bert", "roberta"):
+        config = recipes.build("hadamard", task, f"{kind}-{size}")
+        assert f"{kind}-{size}" in config.model
+        assert config.train.epochs == {"sst2": 5, "qnli": 5, "mnli": 3, "qqp": 3}.get(task, 20)
+        method = config.method_settings
+        assert (method.position, method.norm, method.head, method.layers) == ("context", "attention", "freeze", None)
