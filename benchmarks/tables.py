@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 from harness import result
+from harness.config import flatten
 from harness.errors import UserError, run_command
 
 Result = Mapping[str, Any]
@@ -37,7 +38,7 @@ class Group:
 
     Attributes:
         task: the task's name.
-        method: the method's name.
+        method: the method's name, with the settings in which its runs on this task differ.
         rate: the learning rate.
         runs: the results, by seed.
     """
@@ -65,7 +66,7 @@ def what_was_measured(run: Result) -> dict[str, Any]:
         "base model's sha256": run["model"]["sha256"],
         "start": run["init_from"],
         "data": data,
-        "number of steps, over all stages": sum(stage.get("steps", 0) for stage in run.get("stages", [run["train"]])),
+        "number of steps": sum(stage.get("steps", 0) for stage in run.get("stages", [run["train"]])),
         "batch size": run["train"]["batch_size"],
     }
 
@@ -93,6 +94,7 @@ def read_groups(folder: Path) -> list[Group]:
     if not paths:
         raise UserError(f"{folder} holds no results: give a folder with the result.json files of runs")
     runs = {path: result.read(path) for path in paths}
+    labels = method_labels(runs)
     by_task: dict[str, list[Path]] = {}
     groups: dict[tuple[str, str, float], list[Path]] = {}
     for path, run in runs.items():
@@ -100,7 +102,7 @@ def read_groups(folder: Path) -> list[Group]:
             raise UserError(
                 f"{path} has not both columns, held_out and published: run it with --score held_out published"
             )
-        key = (run["task"]["name"], run["method"]["name"], run["config"]["train"]["learning_rate"])
+        key = (run["task"]["name"], labels[path], run["config"]["train"]["learning_rate"])
         by_task.setdefault(key[0], []).append(path)
         groups.setdefault(key, []).append(path)
     for members in by_task.values():
@@ -116,6 +118,29 @@ def read_groups(folder: Path) -> list[Group]:
         Group(*key, tuple(sorted((runs[path] for path in members), key=lambda run: run["seed"])))
         for key, members in sorted(groups.items())
     ]
+
+
+def method_labels(runs: Mapping[Path, Result]) -> dict[Path, str]:
+    """Returns the method of each run, with those of its settings that not all its runs on the same task have."""
+    settings = {
+        path: flatten({**run["config"].get("method_settings", {}), **run["config"].get("stages", {})})
+        for path, run in runs.items()
+    }
+    labels = {}
+    for path, run in runs.items():
+        alike = [
+            settings[other]
+            for other, its in runs.items()
+            if (its["task"]["name"], its["method"]["name"]) == (run["task"]["name"], run["method"]["name"])
+        ]
+        own = settings[path]
+        differ = [key for key in own if any(other.get(key) != own[key] for other in alike)]
+        labels[path] = ", ".join([run["method"]["name"], *(f"{key} {in_words(own[key])}" for key in differ)])
+    return labels
+
+
+def in_words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def chosen(groups: Sequence[Group]) -> Group:

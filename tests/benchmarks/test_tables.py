@@ -54,6 +54,33 @@ def test_of_equal_learning_rates_the_lower_is_chosen(tmp_path):
     assert "| 0.001 |" in tables.tables(tmp_path)
 
 
+def edit(path: Path, change) -> None:
+    run = json.loads(path.read_text())
+    change(run)
+    path.write_text(json.dumps(run))
+
+
+def test_settings_in_which_runs_of_a_method_differ_name_its_rows(tmp_path):
+    for number, layers in enumerate((None, ["top:4"], [0, "2-3"])):
+        write_run(tmp_path, 1e-2, number, 0.7, (0.1 * number, 0.5))
+        own = {"norm": "attention"} | ({} if layers is None else {"layers": layers})
+        edit(tmp_path / f"0.01-{number}.json", lambda run, own=own: run["config"].update(method_settings=own))
+    rows = tables.tables(tmp_path).split("\n\n")[0].splitlines()[2:]
+    assert [row.split(" | ")[1] for row in rows] == ["lora", "lora, layers 0 2-3", "lora, layers top:4"]
+
+
+def test_the_steps_of_all_stages_count(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path, 1e-2, seed, 0.7, (0.5, 0.5))
+    stages = [{"stage": "stage1", "steps": 4}, {"stage": "stage2", "steps": 5}]
+    edit(tmp_path / "0.01-2.json", lambda run: run.update(stages=stages, train={"steps": 5, "batch_size": 10}))
+    assert "2 (1 2)" in tables.tables(tmp_path)
+    skipped = [{"stage": "stage1", "skipped": "no head"}, stages[1]]
+    edit(tmp_path / "0.01-2.json", lambda run: run.update(stages=skipped))
+    with pytest.raises(UserError, match="their number of steps differs"):
+        tables.tables(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -91,10 +118,7 @@ def test_learning_rates_without_a_common_seed_cannot_be_compared(tmp_path):
 def test_runs_that_do_not_belong_together_are_refused(change, says, tmp_path):
     for seed in (1, 2):
         write_run(tmp_path, 1e-2, seed, 0.7, (0.5, 0.5))
-    path = tmp_path / "0.01-2.json"
-    run = json.loads(path.read_text())
-    change(run)
-    path.write_text(json.dumps(run))
+    edit(tmp_path / "0.01-2.json", change)
     with pytest.raises(UserError, match=says):
         tables.tables(tmp_path)
 
