@@ -84,6 +84,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
     if "--train.epochs" in given:
         config = replace(defaults.config, train=replace(defaults.config.train, max_steps=None))
         defaults = replace(defaults, config=config)
+    defaults = _without_the_recipes_end(defaults, given)
     command = _tyro(list(argv), defaults)
     if isinstance(command, CommandLine):
         _check_seeds(command.seeds, given)
@@ -98,6 +99,16 @@ def parse(argv: Sequence[str]) -> CommandLine:
                 raise UserError(reason)
             raise UserError(f"{_flag(group[0])} {values or 'without a value'}: {reason}")
     raise UserError(f"these flags do not go together: {command or 'see --help'}")
+
+
+def _without_the_recipes_end(defaults: CommandLine, given: Collection[str]) -> CommandLine:
+    """Returns the defaults without what they say of a stage's end where the command line says it the other way."""
+    stages = defaults.config.stages
+    for entry in fields(stages):
+        for flag, other in (("epochs", "max_steps"), ("max-steps", "epochs")):
+            if f"--{entry.name}.{flag}" in given and f"--{entry.name}.{other.replace('_', '-')}" not in given:
+                stages = replace(stages, **{entry.name: replace(getattr(stages, entry.name), **{other: None})})
+    return replace(defaults, config=replace(defaults.config, stages=stages))
 
 
 def _no_such_stage(flag: str, stage: str, config: RunConfig) -> str:

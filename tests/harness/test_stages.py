@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness import recipes
+from harness import cli, recipes
+from harness.config import StageConfig
 from harness.order import Order
 from harness.stages import train_config
 
@@ -85,6 +86,12 @@ def test_stage_settings_take_the_place_of_train_settings():
     assert (first.epochs, first.max_steps, first.learning_rate) == (1, None, 1e-2)
     assert first.batch_size == config.train.batch_size
     assert config.train.epochs == 2
+
+
+def test_a_flag_says_in_its_own_way_when_a_stage_ends():
+    flags = ["--method", "hadamard", "--task", "cola"]  # its recipe gives epochs
+    assert cli.parse([*flags, "--stage1.max-steps", "7"]).config.stages.stage1 == StageConfig(1e-2, max_steps=7)
+    assert cli.parse([*flags, "--stage1.epochs", "2"]).config.stages.stage1 == StageConfig(1e-2, epochs=2.0)
 
 
 def test_the_last_stage_has_the_order_of_other_methods(run_here, staged, monkeypatch):
