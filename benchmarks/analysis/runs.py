@@ -82,6 +82,7 @@ def read_run(path: Path, method: str | None = None) -> Run:
         config.model,
         config.task_settings.auto_class,
         config.seed,
+        new_head=config.new_head,
         allow_pickle=config.allow_pickle,
         trust_remote_code=config.trust_remote_code,
         say=lambda text: None,

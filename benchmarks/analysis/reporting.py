@@ -1,0 +1,87 @@
+"""What the tables of all analyses have in common: the names of runs, what stands above numbers, and columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.analysis.attention_outputs import Sample
+from benchmarks.analysis.runs import Run
+from harness.errors import UserError
+from harness.result import start_in_words
+
+
+def require_runs(runs: Sequence[object]) -> None:
+    """Refuses a command line without runs.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not runs:
+        raise UserError("no run is given: name the directories of finished runs")
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """Returns a short name for each run: its task; with the seed, or the directory, where that is not enough.
+
+    Raises:
+        UserError: a run is given twice.
+    """
+    paths = [run.path.resolve() for run in runs]
+    if twice := [run.path for run, path in zip(runs, paths, strict=True) if paths.count(path) > 1]:
+        raise UserError(f"{twice[0]} is given twice: name each run once")
+    for name in (lambda run: run.task, lambda run: f"{run.task} seed {run.config.seed}"):
+        names = [name(run) for run in runs]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{run.task} {run.path}" for run in runs]
+
+
+def model_in_words(run: Run) -> str:
+    """Returns which weights a run started from."""
+    return f"model {run.config.model} (sha256 {run.base.fingerprint[:12]})"
+
+
+def run_in_words(label: str, run: Run, sample: Sample | None = None) -> str:
+    """Returns which run a label stands for, which of its parameters are read, and on which examples."""
+    which, entry = next(iter(run.result["evaluations"].items()))
+    words = [
+        f"{label}: {run.path}, {run.method} on {run.task}, 1 seed ({run.config.seed})",
+        f"parameters {which.replace('_', ' ')} (step {entry['step']})",
+    ]
+    if run.result["init_from"] is not None:
+        words.append(f"started from {start_in_words(run.result['init_from'])}")
+    if sample is not None:
+        words.append(f"{sample.split} split, {len(sample.features):,} examples, {sample.tokens:,} tokens")
+    return "; ".join(words)
+
+
+def identity(label: str, run: Run, sample: Sample | None = None) -> dict[str, object]:
+    """Returns what stands in each row of a CSV about the run."""
+    known: dict[str, object] = {
+        "run": label,
+        "path": str(run.path),
+        "model": run.config.model,
+        "task": run.task,
+        "seed": run.config.seed,
+    }
+    if sample is not None:
+        known |= {"split": sample.split, "examples": len(sample.features), "tokens": sample.tokens}
+    return known
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Returns a number for a table; one that is not defined is a hyphen."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns lines with columns of equal width, the first to the left and the others to the right."""
+    table = [head, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
+    return [
+        "  ".join(
+            cell.rjust(width) if column else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
