@@ -223,6 +223,13 @@ def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) 
         for name, parameter in module.named_parameters(recurse=False)
         if name == "bias" or "norm" in type(module).__name__.lower()
     }
+    # adapters keep theirs in containers, by the adapter's name
+    undecayed |= {
+        parameter
+        for name, container in model.named_modules()
+        if isinstance(container, nn.ParameterDict) and name.endswith("_bias")
+        for parameter in container.values()
+    }
     rates = dict.fromkeys(("adapter", "norm", "head"), config.learning_rate)
     if config.head_learning_rate is not None:
         rates["head"] = config.head_learning_rate

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     """
     if not argv or argv[0] in ("-h", "--help"):
         lines = [f"  {name:<10} {about}" for name, about in COMMANDS.items()]
-        print("\n".join(["python -m benchmarks.analysis COMMAND [--help]", "", *lines]))
+        print("\n".join(["usage: python -m benchmarks.analysis COMMAND [--help]", "", *lines]))
         return 0
     name = argv[0]
     if name not in COMMANDS:

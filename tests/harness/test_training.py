@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
 
+from hadamard_adapter.method import Hadamard
 from harness.config import TrainConfig
 from harness.order import Order, by_length, step_seed
 from harness.training import make_optimizer, schedule
@@ -174,3 +176,14 @@ def test_biases_and_norms_do_not_decay():
     decayed = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
     assert decayed == {id(model[0].weight), id(model[2].weight)}
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+def test_nor_do_those_of_adapters():
+    config = BertConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    model = Hadamard().apply(BertForSequenceClassification(config), "SEQ_CLS", ["classifier"])
+    optimizer = make_optimizer(model, TrainConfig(weight_decay=0.1), torch.device("cpu"))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed = {names[id(p)] for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    assert len(decayed) == 1
+    assert "hadamard_weight" in decayed.pop()
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 4

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from hadamard_adapter import HadamardAdapterConfig
-
 from hadamard_core.testing import MethodContract
 from hadamard_core.testing_models import ModelCase, TwoLinear
 

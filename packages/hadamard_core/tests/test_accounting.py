@@ -16,7 +16,10 @@ from hadamard_core.accounting import (
     ParameterCounts,
     bytes_saved_for_backward,
     count_parameters,
+    trained_by_group,
 )
+from hadamard_core.config import HadamardConfig
+from hadamard_core.norm import TrainedNorm
 from hadamard_core.targets import module_names
 
 
@@ -85,6 +88,23 @@ def test_peft_tuning_norms_counts_as_norms():
     adapted = get_peft_model(base, LNTuningConfig(target_modules=module_names(base, ["output_norm"])))
 
     assert count_parameters(adapted).norm == count_parameters(adapted).trained == 12 * 2 * 768
+
+
+class ChangedNorm(TrainedNorm):
+    adapter_layer_names = ("changed_weight", "changed_bias")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_a_norm_is_changed_by_counts_as_a_norm_and_the_norm_as_frozen(bias):
+    custom = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4, bias=bias)).requires_grad_(False)
+    custom[1] = layer = ChangedNorm(custom[1], "default", HadamardConfig())
+    own = 4 * (1 + bias)
+
+    assert count_parameters(custom) == ParameterCounts(adapter=0, norm=own, head=0, frozen=20 + own)
+    assert trained_by_group(custom)["norm"] == [p for p in layer.parameters() if p.requires_grad]
+    layer.update_layer("second", HadamardConfig())
+    layer.set_adapter("second")
+    assert count_parameters(custom).norm == own
 
 
 def test_rms_norms_are_norms():

@@ -41,7 +41,7 @@ class HadamardAdapterConfig(HadamardConfig):
         ValueError: nothing is left to train, an unknown value, or what ``HadamardConfig`` raises.
     """
 
-    package: ClassVar[tuple[str, str, str]] = ("Hadamard adapter", "hadamard-adapter", "hadamard_adapter")
+    package: ClassVar[tuple[str, str, str]] = ("Hadamard", "hadamard-adapter", "hadamard_adapter")
 
     roles: Sequence[str] | None = field(
         default=(ATTENTION_OUTPUT,),

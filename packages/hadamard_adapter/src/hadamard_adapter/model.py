@@ -37,6 +37,23 @@ class HadamardAdapterModel(HadamardTuner):
             return super()._check_target_module_exists(peft_config, key)
         return check_name(peft_config, key, [])
 
+    def _create_and_replace(
+        self, peft_config: HadamardAdapterConfig, adapter_name: str, target: nn.Module, *args: Any, current_key: str
+    ) -> None:
+        base = target.get_base_layer() if isinstance(target, HadamardLayer) else target
+        trains_as_norm = current_key in self._norms(peft_config)
+        if trains_as_norm and not is_norm(base):
+            raise ValueError(
+                f"Module {current_key} is named as a norm and is a {type(base).__name__}, which is no norm over the "
+                "last dimension with a weight of its own; name others by norm_modules, or give norm='none'."
+            )
+        if is_norm(base) and not trains_as_norm:
+            raise ValueError(
+                f"Target module {current_key} is a {type(base).__name__}, a norm; name it in norm_modules, or leave it "
+                "out with exclude_modules."
+            )
+        super()._create_and_replace(peft_config, adapter_name, target, *args, current_key=current_key)
+
     # peft reads a field ``bias`` of any config as its own, which says whether the base model's biases train; here it
     # says whether b does. The four places where it does so:
 

@@ -73,7 +73,7 @@ class TrainedNorm(AdapterLayer):
         base = self.get_base_layer()
         if _is_plain_layer_norm(base):
             return layer_norm(x, base.normalized_shape, values.weight, values.bias, base.eps)
-        if torch.is_grad_enabled() and is_plain(x):
+        if torch.is_grad_enabled() and is_plain(x) and not _is_hooked(base):
             return _Recomputed.apply(base, x, *values)
         return _call(base, x, *values)
 
@@ -84,7 +84,8 @@ class TrainedNorm(AdapterLayer):
             bare = layer_norm(x, base.normalized_shape, None, None, base.eps)
             weights = torch.stack([each.weight for each in values])
             biases = None if _bias(base) is None else torch.stack([each.bias for each in values])
-            return scale_shift(bare, weights, biases, index)
+            with torch.autocast(x.device.type, enabled=False):  # under autocast a norm's output is fp32
+                return scale_shift(bare, weights, biases, index)
         # What another kind of norm does with its weight is its own affair, so each adapter's samples go through it.
         parts = [self._normalised(x[index == number], each) for number, each in enumerate(values)]
         y = torch.empty_like(x, dtype=parts[0].dtype)
@@ -180,9 +181,13 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def _is_plain_layer_norm(base: nn.Module) -> bool:
-    """Whether a norm computes what ``nn.LayerNorm`` does and nobody has hooked or replaced its call."""
-    hooked = base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base)
-    return type(base) is nn.LayerNorm and not hooked
+    """Whether a norm computes what ``nn.LayerNorm`` does."""
+    return type(base) is nn.LayerNorm and not _is_hooked(base)
+
+
+def _is_hooked(base: nn.Module) -> bool:
+    """Whether somebody has hooked or replaced a module's call."""
+    return bool(base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base))
 
 
 def _bias(base: nn.Module) -> Tensor | None:
