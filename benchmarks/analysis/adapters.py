@@ -23,6 +23,7 @@ from plotly.subplots import make_subplots
 from benchmarks.analysis import output, reporting
 from benchmarks.analysis.adapter_values import STARTS, VECTORS, Learned, change, cosine, read_learned
 from benchmarks.analysis.runs import Run, read_run, require_same_base
+from benchmarks.efficiency.report import table
 from harness.errors import UserError
 
 SHOWN = {vector: f"{vector} - 1" if vector in STARTS else vector for vector in VECTORS}
@@ -141,7 +142,7 @@ def importance_tables(rows: Sequence[Mapping], names: Sequence[str]) -> list[str
         layers = dict.fromkeys(layer for layer, _ in own)
         cells = [[layer, *(spread_in_words(own.get((layer, name))) for name in names)] for layer in layers]
         lines += ["", f"|{SHOWN[vector]}| (L2 norm), and mean +- std of {vector} over units"]
-        lines += reporting.aligned(["layer", *names], cells)
+        lines += table(["layer", *names], cells).splitlines()
     return lines
 
 
@@ -185,7 +186,7 @@ def matrix(rows: Sequence[Mapping], names: Sequence[str], key: str) -> list[str]
         values = found.get(frozenset((name, other)))
         return "" if name == other else reporting.number(statistics.fmean(values) if values else None, 3)
 
-    return reporting.aligned(["", *names], [[name, *(cell(name, other) for other in names)] for name in names])
+    return table(["", *names], [[name, *(cell(name, other) for other in names)] for name in names]).splitlines()
 
 
 def plot(values: Sequence[Mapping], alike: Sequence[Mapping]) -> Figure:

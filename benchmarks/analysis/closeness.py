@@ -27,6 +27,7 @@ from benchmarks.analysis.adapter_values import Learned, correlation, cosine, rea
 from benchmarks.analysis.attention_outputs import SampleSettings, load_sample
 from benchmarks.analysis.fit import HALVES, Halves, collect
 from benchmarks.analysis.runs import Run, read_run, require_same_base
+from benchmarks.efficiency.report import table as columns
 from harness.errors import UserError
 
 COSINES = ("cosine_w", "cosine_b")
@@ -144,7 +145,7 @@ def table(rows: list[dict]) -> list[str]:
         alike = [reporting.number(row[key], 3) for key in ("cosine_w", "correlation_w", "cosine_b", "correlation_b")]
         cells.append([row["layer"], *alike, *left])
     head = ["layer", "cos W-1", "corr W", "cos b", "corr b", "left by adapter", "left by fit"]
-    return reporting.aligned(head, cells)
+    return columns(head, cells).splitlines()
 
 
 def plot(rows: list[dict]) -> Figure:

@@ -31,6 +31,7 @@ from benchmarks.analysis import output, reporting
 from benchmarks.analysis.attention_outputs import Position, Sample, SampleSettings, load_sample, paired_outputs
 from benchmarks.analysis.elementwise import DEGREES, Standard, Triangle
 from benchmarks.analysis.runs import Run, read_run, require_same_base
+from benchmarks.efficiency.report import table as columns
 from harness.errors import UserError
 from harness.subsets import chosen
 
@@ -178,7 +179,7 @@ def table(rows: list[dict]) -> list[str]:
             for function in FUNCTIONS
         ]
         lines.append([layer, *both, reporting.number(own["linear", "other"]["r_squared"], 3)])
-    return reporting.aligned(["layer", *FUNCTIONS, "R^2 linear"], lines)
+    return columns(["layer", *FUNCTIONS, "R^2 linear"], lines).splitlines()
 
 
 def plot(rows: list[dict], position: Position) -> Figure:

@@ -21,6 +21,7 @@ from plotly.subplots import make_subplots
 from benchmarks.analysis import output, reporting
 from benchmarks.analysis.attention_outputs import Position, Sample, SampleSettings, load_sample, paired_outputs
 from benchmarks.analysis.runs import Run, read_run, require_same_base
+from benchmarks.efficiency.report import table
 
 SHOWN = {"norm_before": "before", "norm_after": "after", "norm_change": "change"}
 
@@ -95,7 +96,7 @@ def main(settings: Settings) -> None:
             for layer, each in found.items()
         ]
         lines += ["", reporting.run_in_words(name, run, sample)]
-        lines += reporting.aligned(["layer", "before", "after", "change", "relative change"], cells)
+        lines += table(["layer", "before", "after", "change", "relative change"], cells).splitlines()
     output.write_csv(settings.output_dir / "outputs.csv", rows)
     output.write_plot(settings.output_dir / "outputs.html", plot(rows, settings.position))
     print("\n".join([*lines, "", f"files: {settings.output_dir}"]))

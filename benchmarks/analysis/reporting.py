@@ -1,4 +1,4 @@
-"""What the tables of all analyses have in common: the names of runs, what stands above numbers, and columns."""
+"""What the tables of all analyses have in common: the names of runs, and what stands above numbers."""
 
 from __future__ import annotations
 
@@ -72,16 +72,3 @@ def identity(label: str, run: Run, sample: Sample | None = None) -> dict[str, ob
 def number(value: float | None, digits: int = 4) -> str:
     """Returns a number for a table; one that is not defined is a hyphen."""
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Returns lines with columns of equal width, the first to the left and the others to the right."""
-    table = [head, *rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(head))]
-    return [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
