@@ -7,6 +7,7 @@ that were tried. ``benchmarks/README.md`` holds what this prints, which a test c
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,12 @@ class Group:
         """Returns the measurement on the held-out part that selected the parameters of a seed's run."""
         found = [run["evaluations"][HELD_OUT]["selection"]["value"] for run in self.runs if run["seed"] == seed]
         return found[0] if found else None
+
+    def held_out_loss(self, seed: int) -> float:
+        """Returns the lowest loss on the held-out part in a seed's run; infinite if none was measured."""
+        (run,) = (run for run in self.runs if run["seed"] == seed)
+        losses = [entry.get(HELD_OUT, {}).get("loss") for entry in run["train"].get("measurements", ())]
+        return min((loss for loss in losses if loss is not None), default=math.inf)
 
     @property
     def seeds(self) -> list[int]:
@@ -144,14 +151,18 @@ def in_words(value: Any) -> str:
 
 
 def chosen(groups: Sequence[Group]) -> Group:
-    """Returns the group with the best mean on the held-out part over the seeds that all have; the lower rate of two."""
+    """Returns the group with the best mean on the held-out part over the seeds that all have.
+
+    Of equals, as where no rate learned enough to tell, it is the one with the lower loss there; then the lower rate.
+    """
     shared = sorted(set.intersection(*(set(group.seeds) for group in groups)))
     if not shared:
         raise UserError(f"the learning rates of {groups[0].method} on {groups[0].task} have no seed in common")
 
-    def quality(group: Group) -> tuple[float, float]:
+    def quality(group: Group) -> tuple[float, float, float]:
         values = [group.held_out(seed) for seed in shared]
-        return statistics.fmean(-1.0 if value is None else value for value in values), -group.rate
+        mean = statistics.fmean(-1.0 if value is None else value for value in values)
+        return mean, -statistics.fmean(group.held_out_loss(seed) for seed in shared), -group.rate
 
     return max(groups, key=quality)
 

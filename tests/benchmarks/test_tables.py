@@ -54,6 +54,14 @@ def test_of_equal_learning_rates_the_lower_is_chosen(tmp_path):
     assert "| 0.001 |" in tables.tables(tmp_path)
 
 
+def test_of_equal_values_the_lower_loss_is_chosen(tmp_path):
+    for rate, losses in ((1e-3, (0.7, 0.65)), (1e-2, (0.66, 0.61)), (1e-1, (0.62, 0.63))):
+        write_run(tmp_path, rate, 1, 0.0, (0.5, 0.5))
+        measured = [{"held_out": {"loss": loss}} for loss in losses]
+        edit(tmp_path / f"{rate}-1.json", lambda run, measured=measured: run["train"].update(measurements=measured))
+    assert "| 0.01 |" in tables.tables(tmp_path)
+
+
 def edit(path: Path, change) -> None:
     run = json.loads(path.read_text())
     change(run)
