@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
 from benchmarks.analysis.__main__ import main
+from harness import run
 from harness.errors import run_command
 
 SMALL = (
@@ -48,13 +52,36 @@ def trained(run_here, checkpoint, glue_folder, made) -> Callable[..., Path]:
 def analyse(run_here, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs a command of ``benchmarks.analysis``; returns exit code, stdout and stderr."""
 
-    def run(*arguments: object) -> tuple[int, str, str]:
+    def go(*arguments: object) -> tuple[int, str, str]:
         capfd.readouterr()
         code = run_command(main, [str(argument) for argument in arguments])
         captured = capfd.readouterr()
         return code, captured.out, captured.err
 
-    return run
+    return go
+
+
+@pytest.fixture
+def counted(capfd, monkeypatch, tmp_path):
+    """Runs the command in the test's folder; returns exit code, stdout, stderr and how often the harness was called."""
+    monkeypatch.chdir(tmp_path)
+    threads, level = torch.get_num_threads(), logging.getLogger().level
+    torch.set_num_threads(1)
+    train = run.main
+
+    def go(argv: list[str]) -> tuple[int, str, str, int]:
+        calls = []
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "main", lambda argv: calls.append(argv) or train(argv))
+            capfd.readouterr()
+            code = run_command(main, argv)
+        return code, *capfd.readouterr(), len(calls)
+
+    yield go
+    torch.set_num_threads(threads)
+    logging.getLogger().setLevel(level)
+    transformers.logging.set_verbosity_warning()
+    transformers.logging.enable_progress_bar()
 
 
 @pytest.fixture

@@ -4,47 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import save_file
 
-from benchmarks.analysis import __main__ as command
 from benchmarks.analysis import layers, series
 from benchmarks.analysis.layers import Removal, Settings, Study
 from benchmarks.analysis.series import Outcome
-from harness import run
-from harness.errors import UserError, run_command
+from harness.errors import UserError
 
 EVERY = ("single", "below", "above", "importance")
 KNOWN = (0, 1, 2)
-
-
-@pytest.fixture
-def analyse(capfd, monkeypatch, tmp_path):
-    """Runs the command in the test's folder; returns exit code, stdout, stderr and how often the harness was called."""
-    monkeypatch.chdir(tmp_path)
-    threads, level = torch.get_num_threads(), logging.getLogger().level
-    torch.set_num_threads(1)
-    main = run.main
-
-    def go(argv: list[str]) -> tuple[int, str, str, int]:
-        calls = []
-        with monkeypatch.context() as patch:
-            patch.setattr(run, "main", lambda argv: calls.append(argv) or main(argv))
-            capfd.readouterr()
-            code = run_command(command.main, argv)
-        return code, *capfd.readouterr(), len(calls)
-
-    yield go
-    torch.set_num_threads(threads)
-    logging.getLogger().setLevel(level)
-    transformers.logging.set_verbosity_warning()
-    transformers.logging.enable_progress_bar()
 
 
 @pytest.fixture
@@ -273,14 +246,14 @@ class TestReport:
 
 
 class TestCommand:
-    def test_it_trains_each_set_once_and_again_only_what_is_missing(self, analyse, arguments):
-        code, out, err, calls = analyse(arguments("--dry-run"))
+    def test_it_trains_each_set_once_and_again_only_what_is_missing(self, counted, arguments):
+        code, out, err, calls = counted(arguments("--dry-run"))
         assert (code, calls) == (0, 0), err
         assert "3 sets of layers, 3 runs, 3 of them to be made" in out
         assert "at most 0 more sets" in out
         assert not Path("out").exists()
 
-        code, out, err, calls = analyse(arguments())
+        code, out, err, calls = counted(arguments())
         assert (code, calls) == (0, 3), err
         assert {path.name for path in Path("out/runs").iterdir()} == {
             "layers-0-seed0",
@@ -308,13 +281,13 @@ class TestCommand:
 
         before = out
         Path("out/runs/layers-1-seed0/result.json").unlink()
-        code, out, err, calls = analyse(arguments())
+        code, out, err, calls = counted(arguments())
         assert (code, calls) == (0, 1), err
         assert out == before
         assert "3 sets of layers, 3 runs, 1 of them to be made" in err
 
-    def test_a_failing_run_is_one_sentence_that_names_its_layers(self, analyse, arguments):
-        code, out, err, _ = analyse(arguments(harness=("--train.batch-size", "1000")))
+    def test_a_failing_run_is_one_sentence_that_names_its_layers(self, counted, arguments):
+        code, out, err, _ = counted(arguments(harness=("--train.batch-size", "1000")))
         assert (code, out) == (2, "")
         assert err.splitlines()[-1].startswith("error: layers 0-1, seed 0: --train.batch-size")
 
@@ -326,15 +299,15 @@ class TestCommand:
             (("--counts", "3"), "--counts has 3: the model has 2 layers"),
         ],
     )
-    def test_bad_input_is_refused(self, flags, says, analyse, arguments):
-        code, out, err, calls = analyse(arguments(*flags))
+    def test_bad_input_is_refused(self, flags, says, counted, arguments):
+        code, out, err, calls = counted(arguments(*flags))
         assert (code, out, calls) == (2, "", 0)
         assert says in err.splitlines()[-1]
 
-    def test_other_methods_with_layers_can_be_analysed(self, analyse, arguments):
+    def test_other_methods_with_layers_can_be_analysed(self, counted, arguments):
         argv = arguments("--method", "hut", "--orders", "below", "--counts", "2")
         argv = [word for word in argv if word not in ("--stage1.epochs", "0.25")]
-        code, out, err, calls = analyse(argv)
+        code, out, err, calls = counted(argv)
         assert (code, calls) == (0, 1), err
         assert out.startswith("hut on cola")
         assert "which layers are redundant is not known" in out

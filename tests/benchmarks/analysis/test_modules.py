@@ -4,43 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 from pathlib import Path
 
 import pytest
-import torch
-import transformers
 from safetensors.torch import load_file
 
-from benchmarks.analysis import __main__ as command
 from benchmarks.analysis import modules, series
 from benchmarks.analysis.modules import EVERYTHING, SUBSETS, Choice, Settings
 from benchmarks.analysis.series import Outcome
-from harness import cli, run
-from harness.errors import run_command
-
-
-@pytest.fixture
-def analyse(capfd, monkeypatch, tmp_path):
-    """Runs the command in the test's folder; returns exit code, stdout, stderr and how often the harness was called."""
-    monkeypatch.chdir(tmp_path)
-    threads, level = torch.get_num_threads(), logging.getLogger().level
-    torch.set_num_threads(1)
-    main = run.main
-
-    def go(argv: list[str]) -> tuple[int, str, str, int]:
-        calls = []
-        with monkeypatch.context() as patch:
-            patch.setattr(run, "main", lambda argv: calls.append(argv) or main(argv))
-            capfd.readouterr()
-            code = run_command(command.main, argv)
-        return code, *capfd.readouterr(), len(calls)
-
-    yield go
-    torch.set_num_threads(threads)
-    logging.getLogger().setLevel(level)
-    transformers.logging.set_verbosity_warning()
-    transformers.logging.enable_progress_bar()
+from harness import cli
 
 
 @pytest.fixture
@@ -153,13 +125,13 @@ class TestReport:
 
 
 class TestCommand:
-    def test_it_trains_each_choice_once(self, analyse, arguments):
-        code, out, err, calls = analyse(arguments("--per-layer", "--dry-run"))
+    def test_it_trains_each_choice_once(self, counted, arguments):
+        code, out, err, calls = counted(arguments("--per-layer", "--dry-run"))
         assert (code, calls) == (0, 0), err
         assert "13 choices, 13 runs, 13 of them to be made" in out
         assert "norm in layer 1" in out
 
-        code, out, err, calls = analyse(arguments("--norm", "both"))
+        code, out, err, calls = counted(arguments("--norm", "both"))
         assert (code, calls) == (0, 7), err
         stored = json.loads(Path("out/modules.json").read_text())
         found = {
@@ -183,19 +155,19 @@ class TestCommand:
             assert measured["evaluations"]["held_out"]["metrics"]["matthews_correlation"] == float(row["held_out"])
         assert "<html>" in Path("out/modules.html").read_text()[:100]
 
-        code, again, err, calls = analyse(arguments("--norm", "both"))
+        code, again, err, calls = counted(arguments("--norm", "both"))
         assert (code, again, calls) == (0, out, 0), err
 
-        code, out, err, calls = analyse(arguments("--norm", "attention"))
+        code, out, err, calls = counted(arguments("--norm", "attention"))
         assert (code, out, calls) == (2, "", 0)
         last = err.splitlines()[-1]
         assert last.startswith("error: W + b + norm in all layers, seed 0: ")
         assert "--method.norm both" in last
 
-    def test_a_module_in_one_layer_trains_nothing_else(self, analyse, arguments, monkeypatch):
+    def test_a_module_in_one_layer_trains_nothing_else(self, counted, arguments, monkeypatch):
         monkeypatch.setattr(modules, "SUBSETS", (EVERYTHING,))
         monkeypatch.setattr(series.Series, "layers", lambda runs: [1])
-        code, _, err, calls = analyse(arguments("--per-layer"))
+        code, _, err, calls = counted(arguments("--per-layer"))
         assert (code, calls) == (0, 4), err
         stored = json.loads(Path("out/modules.json").read_text())
         counts = {
@@ -208,7 +180,7 @@ class TestCommand:
             "base_model.model.bert.encoder.layer.1.attention.output.dense.hadamard_bias"
         ]
 
-    def test_flags_that_the_choices_set_are_refused(self, analyse, arguments):
-        code, out, err, calls = analyse(arguments(harness=("--method.no-bias",)))
+    def test_flags_that_the_choices_set_are_refused(self, counted, arguments):
+        code, out, err, calls = counted(arguments(harness=("--method.no-bias",)))
         assert (code, out, calls) == (2, "", 0)
         assert err.splitlines()[-1].startswith("error: --method.no-bias stands behind the --")
