@@ -190,8 +190,7 @@ def train_stages(
             model = stages.enter(stage.config, stage.name, model, setup.modules_to_save)
             if last and config.init_from:
                 init_from.copy_trained(config, setup.base, model)
-            if len(setup.stages) > 1:
-                console.say(f"{stage.name}: {stage.trains}")
+            console.say(f"{stage.name}: {stage.trains}")
         history = train(model, setup.workload, stage, accelerator, store, console, selects=last)
         histories.append(history)
         model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)

@@ -239,3 +239,20 @@ def test_what_is_a_norm():
 def test_what_is_no_norm_is_refused(module):
     with pytest.raises(ValueError, match=rf"A {type(module).__name__} is no norm over the last dimension"):
         Changed(module, "default", HadamardConfig())
+
+
+def test_mixed_batches_are_in_fp32_under_autocast_as_norms_are():
+    layer = adapted(norm(NORMS["LayerNorm"]), "other")
+    x = torch.randn(3, 4, FEATURES, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, alone = layer(x, adapter_names=["default"] * 3), layer(x)
+    assert mixed.dtype == alone.dtype == torch.float32
+    assert_close(mixed, alone)
+
+
+def test_hooks_on_a_norm_run_once():
+    base, calls = norm(NORMS["RMSNorm of Llama"]), []
+    layer = adapted(base)
+    layer.get_base_layer().register_forward_hook(lambda *_: calls.append(1))
+    layer(torch.randn(2, FEATURES, requires_grad=True)).sum().backward()
+    assert calls == [1]
