@@ -241,12 +241,14 @@ def test_what_is_no_norm_is_refused(module):
         Changed(module, "default", HadamardConfig())
 
 
-def test_mixed_batches_are_in_fp32_under_autocast_as_norms_are():
-    layer = adapted(norm(NORMS["LayerNorm"]), "other")
-    x = torch.randn(3, 4, FEATURES, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_mixed_batches_have_the_norms_own_dtype_under_autocast(dtype):
+    base = norm(NORMS["LayerNorm"])
+    layer = adapted(base, "other")
+    x = torch.randn(3, 4, FEATURES, dtype=dtype)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed, alone = layer(x, adapter_names=["default"] * 3), layer(x)
-    assert mixed.dtype == alone.dtype == torch.float32
+        mixed, alone, frozen = layer(x, adapter_names=["default"] * 3), layer(x), base(x)
+    assert mixed.dtype == alone.dtype == frozen.dtype
     assert_close(mixed, alone)
 
 

@@ -84,7 +84,7 @@ class TrainedNorm(AdapterLayer):
             bare = layer_norm(x, base.normalized_shape, None, None, base.eps)
             weights = torch.stack([each.weight for each in values])
             biases = None if _bias(base) is None else torch.stack([each.bias for each in values])
-            with torch.autocast(x.device.type, enabled=False):  # under autocast a norm's output is fp32
+            with torch.autocast(x.device.type, enabled=False):  # a norm keeps its dtype
                 return scale_shift(bare, weights, biases, index)
         # What another kind of norm does with its weight is its own affair, so each adapter's samples go through it.
         parts = [self._normalised(x[index == number], each) for number, each in enumerate(values)]
