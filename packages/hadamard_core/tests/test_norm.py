@@ -249,7 +249,8 @@ def test_mixed_batches_have_the_norms_own_dtype_under_autocast(dtype):
     with torch.autocast("cpu", torch.bfloat16):
         mixed, alone, frozen = layer(x, adapter_names=["default"] * 3), layer(x), base(x)
     assert mixed.dtype == alone.dtype == frozen.dtype
-    assert_close(mixed, alone)
+    rounding = {"atol": 1e-2, "rtol": 2e-2} if dtype == torch.bfloat16 else {}  # one rounding more, to 8 bits
+    assert_close(mixed, alone, **rounding)
 
 
 def test_hooks_on_a_norm_run_once():
