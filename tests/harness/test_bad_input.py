@@ -73,7 +73,7 @@ def test_debug_keeps_the_traceback(run_here, arguments):
 
 
 def test_too_little_memory_names_the_remedy(run_here, arguments, monkeypatch, assert_refused):
-    def exhausted(*_):
+    def exhausted(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr("harness.run.train", exhausted)
