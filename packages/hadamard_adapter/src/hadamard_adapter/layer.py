@@ -98,7 +98,8 @@ class HadamardLinear(HadamardLayer, ScaledLinear):
         """
         if compute == "activation" or self.computes_itself():
             return False
-        return compute == "weight" or (x.is_cuda and prefers_weight(x.numel() // x.shape[-1], self.base_layer.weight))
+        weight = self.get_base_layer().weight
+        return compute == "weight" or (x.is_cuda and prefers_weight(x.numel() // x.shape[-1], weight))
 
     def adapted_mixed(self, x: Tensor, adapter_names: Sequence[str], index: Tensor) -> Tensor:
         found = [Adapters(None, None, None, None) if n == NO_ADAPTER else self._adapters([n]) for n in adapter_names]
@@ -114,6 +115,9 @@ class HadamardLinear(HadamardLayer, ScaledLinear):
             else:
                 filler = torch.full_like(like, fill)
                 yield torch.stack([filler if value is None else value for value in values])
+
+    def vectors(self, adapter_name: str) -> list[Vectors]:
+        return [self.combined([adapter_name])[0]]
 
     def combined(self, adapter_names: Sequence[str]) -> tuple[Vectors, Slices | None]:
         scale_in, shift_in, scale_out, shift_out = self._adapters(adapter_names)
