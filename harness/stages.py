@@ -37,6 +37,11 @@ def train_config(config: RunConfig, stage: str) -> TrainConfig:
     return replace(config.train, **given)
 
 
+def stage_seed(seed: int, number: int) -> int:
+    """Returns the seed of the order of examples and of dropout in a stage but the last, counted from 0."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
 def begin(
     config: RunConfig, model: PreTrainedModel, modules_to_save: Sequence[str]
 ) -> tuple[nn.Module, tuple[StagePlan, ...]]:
@@ -58,7 +63,7 @@ def begin(
         last = stage is declared[-1]
         own = config if last else replace(config, train=train_config(config, stage.name))
         # The last stage has the order of examples that methods without stages have.
-        seed = config.seed if last else int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
+        seed = config.seed if last else stage_seed(config.seed, number)
         if stage.needs_head and not modules_to_save:
             why = "the model of this task has no head to train"
             planned.append(StagePlan(stage.name, stage.trains, own, seed, skipped=why))

@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import PeftModel, get_peft_model
@@ -112,11 +111,6 @@ def glue_task(name: str) -> type[Glue]:
             f"(known: {', '.join(known)})"
         )
     return registry.load("task", name)
-
-
-def stage1_seed(seed: int) -> int:
-    """Returns the seed of the first stage's order of examples and dropout; the same as in the harness."""
-    return int(np.random.SeedSequence([seed, 0]).generate_state(1)[0])
 
 
 class TaskHeads(ModulesToSaveWrapper):

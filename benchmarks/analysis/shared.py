@@ -33,12 +33,14 @@ from benchmarks.analysis import joint, joint_report
 from benchmarks.analysis.joint import JointTask
 from benchmarks.analysis.joint_training import EACH, EVAL_BATCH, TOGETHER, Training, restore, train
 from benchmarks.analysis.output import prepare, write_json
+from benchmarks.tables import in_words
 from hadamard_core.accounting import count_parameters
 from harness.config import DataConfig, TrainConfig, flag_of, to_tree
 from harness.console import Console
 from harness.errors import UserError, one_line
 from harness.rundir import RunDirectory
 from harness.scoring import read_back
+from harness.stages import stage_seed
 from harness.training import fingerprint, seed_everything
 
 FORMAT = "hadamard-bench shared 1"
@@ -165,10 +167,6 @@ def check_directory(settings: Settings) -> None:
             )
 
 
-def in_words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
 def read(path: Path) -> dict[str, Any]:
     """Returns one of this command's JSON files without its mark.
 
@@ -250,7 +248,7 @@ def train_heads(
     """Returns the model with which all arms of a seed begin: nothing shared, heads trained, adapters as they start."""
     model = joint.build(tasks).to(device)
     joint.train_only(model, adapters=False, heads=True)
-    own_seed, label = joint.stage1_seed(seed), f"seed {seed}, stage 1: heads"
+    own_seed, label = stage_seed(seed, 0), f"seed {seed}, stage 1: heads"
     train(model, tasks, stage_config(settings, 1), own_seed, device, console, label, "--stage1-learning-rate")
     return model
 
