@@ -165,6 +165,11 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return self.adapted_mixed(x, names, index)
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody has hooked or replaced a module's call, as accelerate does to move weights."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
 def require_finite(values: Tensor | None, what: str, adapter_names: Sequence[str]) -> None:
     """Refuses to merge values that are not finite.
 

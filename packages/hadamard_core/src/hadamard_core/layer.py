@@ -19,7 +19,7 @@ from peft.utils import resolve_quantization_backend
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hadamard_core.adapter_layer import AdapterLayer, require_finite
+from hadamard_core.adapter_layer import AdapterLayer, is_hooked, require_finite
 from hadamard_core.config import HadamardConfig
 from hadamard_core.functional import (
     Slices,
@@ -186,14 +186,8 @@ class ScaledLinear(AdapterLayer):
         return self._part_by_part(x, vectors, slices, index)
 
     def computes_itself(self) -> bool:
-        """Whether the base layer's product is its own affair.
-
-        It is where the layer is quantised or somebody has hooked or replaced its call, as accelerate does to move
-        weights.
-        """
-        base = self.get_base_layer()
-        hooked = base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base)
-        return self.quantization_backend is not None or bool(hooked)
+        """Whether the base layer's product is its own affair: where it is quantised, or its call is hooked."""
+        return self.quantization_backend is not None or is_hooked(self.get_base_layer())
 
     def _calls_base_layer(self, x: Tensor, slices: Slices | None, compute: str) -> bool:
         """Whether the product is left to the base layer rather than to ``scaled_linear``.

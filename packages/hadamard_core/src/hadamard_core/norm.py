@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn.functional import layer_norm
 
-from hadamard_core.adapter_layer import NO_ADAPTER, AdapterLayer, require_finite
+from hadamard_core.adapter_layer import NO_ADAPTER, AdapterLayer, is_hooked, require_finite
 from hadamard_core.config import HadamardConfig
 from hadamard_core.functional import scale_shift
 from hadamard_core.functional.operators import is_plain
@@ -73,7 +73,7 @@ class TrainedNorm(AdapterLayer):
         base = self.get_base_layer()
         if _is_plain_layer_norm(base):
             return layer_norm(x, base.normalized_shape, values.weight, values.bias, base.eps)
-        if torch.is_grad_enabled() and is_plain(x) and not _is_hooked(base):
+        if torch.is_grad_enabled() and is_plain(x) and not is_hooked(base):
             return _Recomputed.apply(base, x, *values)
         return _call(base, x, *values)
 
@@ -182,12 +182,7 @@ def is_norm(module: nn.Module) -> bool:
 
 def _is_plain_layer_norm(base: nn.Module) -> bool:
     """Whether a norm computes what ``nn.LayerNorm`` does."""
-    return type(base) is nn.LayerNorm and not _is_hooked(base)
-
-
-def _is_hooked(base: nn.Module) -> bool:
-    """Whether somebody has hooked or replaced a module's call."""
-    return bool(base._forward_hooks or base._forward_pre_hooks or "forward" in vars(base))
+    return type(base) is nn.LayerNorm and not is_hooked(base)
 
 
 def _bias(base: nn.Module) -> Tensor | None:
