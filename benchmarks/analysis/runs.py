@@ -78,15 +78,7 @@ def read_run(path: Path, method: str | None = None) -> Run:
         raise UserError(f"{path} is a run of --method {name}: this needs one of --method {method}")
     stored = read_config(path)
     config = recipes.from_tree(str(stored.pop("method")), str(stored.pop("task")), stored, str(path / "config.toml"))
-    base = models.find(
-        config.model,
-        config.task_settings.auto_class,
-        config.seed,
-        new_head=config.new_head,
-        allow_pickle=config.allow_pickle,
-        trust_remote_code=config.trust_remote_code,
-        say=lambda text: None,
-    )
+    base = models.of(config, lambda text: None)
     if base.fingerprint != found["model"]["sha256"]:
         raise UserError(f"{path}: the weights of {config.model} are not those that it started from: restore them")
     base.model_kwargs = found["model"]["arguments"]

@@ -186,14 +186,7 @@ class Series:
         """
         config = self.config
         method = config.method_settings
-        base = models.find(
-            config.model,
-            config.task_settings.auto_class,
-            config.seed,
-            allow_pickle=config.allow_pickle,
-            trust_remote_code=config.trust_remote_code,
-            say=lambda text: print(text, file=sys.stderr),
-        )
+        base = models.of(config, lambda text: print(text, file=sys.stderr))
         with torch.device("meta"):
             auto = getattr(transformers, base.auto_class)
             model = auto.from_config(base.checkpoint_config(), trust_remote_code=config.trust_remote_code)
