@@ -133,9 +133,10 @@ class LoadedTask(Protocol):
     def collate(self, tokenizer: PreTrainedTokenizerBase, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Pads features to one batch of tensors on the CPU."""
 
-    def loss(self, model: nn.Module, batch: Mapping[str, Tensor], *, label_smoothing: float) -> tuple[Tensor, Tensor]:
-        """Returns the *sum* of the losses over the batch's targets (0-dim, differentiable) and the number of targets
-        (0-dim, int64): the loop takes the mean over a global batch of several micro-batches and processes."""
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor], *, label_smoothing: float) -> tuple[Tensor, Tensor]:
+        """Returns, for each example, the *sum* of the losses over its targets (examples,), differentiable, and the
+        number of its targets (examples,), int64: the loop takes the mean over the targets of a global batch, in several
+        micro-batches and processes, and a pack of trials that over each trial's examples."""
 
     def measure(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Returns what the metrics need to know of each example, a row (examples, columns) without gradient."""

@@ -191,7 +191,7 @@ def train_stages(
             if last and config.init_from:
                 init_from.copy_trained(config, setup.base, model)
             console.say(f"{stage.name}: {stage.trains}")
-        history = train(model, setup.workload, stage, accelerator, store, console, selects=last)
+        history = train(model, setup.workload, stage, accelerator, store, console)
         histories.append(history)
         model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         if not last:

@@ -55,21 +55,25 @@ def begin(
         UserError: the method cannot act on this model, or leaves nothing to train.
     """
     declared = getattr(config.method_settings, "stages", ())
+    rules = config.task_settings.rules
     if not declared:
         model = apply(config, model, modules_to_save)
-        return model, (StagePlan("", "", config, config.seed, counted(config, model)),)
+        return model, (StagePlan("", "", config, config.seed, rules, counts=counted(config, model)),)
     planned = []
     for number, stage in enumerate(declared):
         last = stage is declared[-1]
         own = config if last else replace(config, train=train_config(config, stage.name))
         # The last stage has the order of examples that methods without stages have.
         seed = config.seed if last else stage_seed(config.seed, number)
+        plan = StagePlan(stage.name, stage.trains, own, seed, rules if last else {})
+        if not last:
+            plan = replace(plan, rate_flag=f"--{stage.name}.learning-rate")
         if stage.needs_head and not modules_to_save:
             why = "the model of this task has no head to train"
-            planned.append(StagePlan(stage.name, stage.trains, own, seed, skipped=why))
+            planned.append(replace(plan, skipped=why))
             continue
         tried = enter(own, stage.name, _sharing(model), modules_to_save)
-        planned.append(StagePlan(stage.name, stage.trains, own, seed, counted(config, tried)))
+        planned.append(replace(plan, counts=counted(config, tried)))
     return model, tuple(planned)
 
 

@@ -12,7 +12,7 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -57,6 +57,8 @@ class StagePlan:
         trains: what is trained in it, in words.
         config: the run's configuration with the settings of this stage under ``train``.
         seed: of the order of its examples, and of dropout.
+        rules: those by which parameters are selected; none in a stage before the last.
+        rate_flag: the flag of its learning rate.
         counts: the parameters by group; None if it is skipped.
         plan: its steps; None if it is skipped, or as long as nobody has planned them.
         skipped: why it is left out, in words; empty if it is not.
@@ -66,9 +68,16 @@ class StagePlan:
     trains: str
     config: RunConfig
     seed: int
+    rules: Mapping[str, Rule]
+    rate_flag: str = "--train.learning-rate"
     counts: ParameterCounts | None = None
     plan: Plan | None = None
     skipped: str = ""
+
+    @property
+    def label(self) -> str:
+        """What stands before the lines that a person sees of it."""
+        return f"{self.name}: " if self.name else ""
 
 
 def make_plan(features: Features, config: TrainConfig, seed: int, processes: int) -> Plan:
@@ -86,110 +95,185 @@ def make_plan(features: Features, config: TrainConfig, seed: int, processes: int
     return Plan(order, order.total_steps(config.epochs, config.max_steps), micro_batch_size(config, processes))
 
 
+class Diverged(UserError):
+    """A loss, gradient or parameter is not finite any more."""
+
+
+class StageTraining:
+    """One stage of one adapter in training: its optimiser, schedule and history.
+
+    Where the gradients come from is the caller's affair, so that many trainings can share a pass over the model.
+
+    Args:
+        stage: what to train, with its steps and settings.
+        model: what requires a gradient in it is trained.
+        store: where its checkpoints are, one of which it goes on from; None for none.
+
+    Attributes:
+        optimizer: AdamW; what Accelerate makes of it may take its place.
+    """
+
+    def __init__(self, stage: StagePlan, model: nn.Module, device: torch.device, store: CheckpointStore | None) -> None:
+        assert stage.plan is not None
+        self.stage, self.config, self.plan, self.store = stage, stage.config.train, stage.plan, store
+        self.optimizer = make_optimizer(model, self.config, device)
+        self.parameters = list(trained_parameters(model).values())
+        self.history = store.restore(model, self.optimizer) if store is not None and store.exists() else History()
+
+    @property
+    def finished(self) -> bool:
+        return self.history.step >= self.plan.total
+
+    def set_learning_rate(self) -> None:
+        """Sets the rates of the step that comes next."""
+        share = schedule(self.config, self.history.step, self.plan.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+
+    def gradient_norm(self, targets: int, processes: int = 1) -> float:
+        """Divides the gradients of a sum of losses by its number of targets, clips them, and returns their norm."""
+        # DistributedDataParallel has averaged over the processes what is to be a sum
+        torch._foreach_mul_(
+            [parameter.grad for parameter in self.parameters if parameter.grad is not None],
+            processes / max(targets, 1),
+        )
+        limit = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+
+    def step(self, loss_sum: float, targets: int) -> None:
+        """Takes an optimiser step with the gradients as they are, and writes it into the history."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        history, total = self.history, self.plan.total
+        share = schedule(self.config, history.step, total)
+        history.step += 1
+        history.targets += targets
+        open_sum, open_targets = history.open_loss
+        history.open_loss = (open_sum + loss_sum, open_targets + targets)
+        if self.finished or history.step % max(1, total // CURVE_POINTS) == 0:
+            mean = history.open_loss[0] / max(history.open_loss[1], 1)
+            rate = self.config.learning_rate * share
+            history.losses.append({"step": history.step, "loss": mean, "learning_rate": rate})
+            history.open_loss = (0.0, 0)
+
+    def is_measured(self) -> bool:
+        """Whether the model is to be measured after the step that was taken last."""
+        return is_due(self.config.eval_every, self.history.step, self.plan.order.steps_per_epoch, self.finished)
+
+    def note(self, found: Mapping[str, Mapping[str, float]]) -> None:
+        """Writes into the history what was measured: split -> metric -> value.
+
+        Raises:
+            Diverged: a loss is not finite.
+        """
+        for split, metrics in found.items():
+            if not math.isfinite(metrics.get("loss", 0.0)):
+                raise self.diverged(f"{split} loss")
+        select(self.stage.rules, found, self.history)
+
+    def require_finite(self) -> None:
+        """Raises:
+        Diverged: a trained parameter is not finite.
+        """
+        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
+            raise self.diverged("value of a trained parameter")
+
+    def diverged(self, what: str, step: int | None = None) -> Diverged:
+        """Returns the error of a training in which something is not finite.
+
+        Args:
+            step: the one that could not be taken; the last one that was if None.
+        """
+        kept = ""
+        if self.store is not None:
+            kept = "; no checkpoint had been due yet"
+            if self.store.exists():
+                kept = f"; the last good checkpoint is kept in {self.store.folder}"
+        return Diverged(
+            f"the {what} is not finite at step {step or self.history.step} of {self.plan.total}, so training "
+            f"stops{kept}; a lower {self.stage.rate_flag} may help"
+        )
+
+
 def train(
     model: nn.Module,
     workload: Workload,
     stage: StagePlan,
     accelerator: Accelerator,
-    store: CheckpointStore,
+    store: CheckpointStore | None,
     console: Console,
-    selects: bool = True,
+    on_measured: Callable[[History], None] | None = None,
 ) -> History:
     """Trains in place what requires a gradient; goes on from the store's checkpoint if there is one.
 
     Args:
         stage: what to train, with its steps and settings.
-        selects: whether the task's rules select parameters, as they do in the last stage.
+        store: where checkpoints go; None for none.
+        on_measured: called in every process after each measurement; what it raises ends the training.
 
     Returns:
         What happened. The model holds the parameters of the last step; those that the task's rules select are in
         ``store``.
 
     Raises:
-        UserError: the loss is not finite, or the checkpoint cannot be used.
+        Diverged: the loss is not finite.
+        UserError: the checkpoint cannot be used.
     """
-    task, run, config, plan = workload.task, stage.config, stage.config.train, stage.plan
-    assert plan is not None
-    rules = run.task_settings.rules if selects else {}
-    label = f"{stage.name}: " if stage.name else ""
-    rate_flag = "--train.learning-rate" if selects else f"--{stage.name}.learning-rate"
+    task, run, config = workload.task, stage.config, stage.config.train
+    training = StageTraining(stage, model, accelerator.device, store)
+    order, total, history = training.plan.order, training.plan.total, training.history
     processes, rank = accelerator.num_processes, accelerator.process_index
-    order, total = plan.order, plan.total
-
-    optimizer = make_optimizer(model, config, accelerator.device)
-    history = store.restore(model, optimizer) if store.exists() else History()
     if history.step:
-        done = "finished" if history.step == total else f"going on after step {history.step} of {total}"
-        console.say(f"{label}{done}")
+        done = "finished" if training.finished else f"going on after step {history.step} of {total}"
+        console.say(f"{stage.label}{done}")
     accelerator.wait_for_everyone()  # nobody may write a checkpoint before all have read
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, training.optimizer = accelerator.prepare(model, training.optimizer)
     bare = accelerator.unwrap_model(model)
-    parameters = list(trained_parameters(bare).values())
-    curve_every = max(1, total // CURVE_POINTS)
     started = time.monotonic() - history.seconds
 
-    with console.bar(f"{label}training", total - history.step, "step") as bar:
+    with console.bar(f"{stage.label}training", total - history.step, "step") as bar:
         for step in range(history.step, total):
             seed_everything(step_seed(order.seed, step, rank))
-            share = schedule(config, step, total)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * share
+            training.set_learning_rate()
 
             model.train()
             loss_sum, targets = torch.zeros((), device=accelerator.device), 0
-            micro_batches = order.share(step, rank, processes, plan.micro_batch)
+            micro_batches = order.share(step, rank, processes, training.plan.micro_batch)
             for position, examples in enumerate(micro_batches):
                 batch = workload.batch(examples, accelerator.device)
                 more_follow = position + 1 < len(micro_batches)
                 with accelerator.no_sync(model) if more_follow else nullcontext():
-                    loss, count = task.loss(model, batch, label_smoothing=config.label_smoothing)
+                    losses, counts = task.losses(model, batch, label_smoothing=config.label_smoothing)
+                    loss = losses.sum()
                     accelerator.backward(loss)
                 loss_sum = loss_sum + loss.detach().float()
-                targets = targets + count
+                targets = targets + counts.sum()
             loss_sum, targets = global_sums(accelerator, loss_sum, targets)
 
-            # DistributedDataParallel has averaged over the processes what is to be a sum
-            torch._foreach_mul_(
-                [parameter.grad for parameter in parameters if parameter.grad is not None],
-                processes / max(targets, 1),
-            )
-            limit = math.inf if config.max_grad_norm is None else config.max_grad_norm
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+            norm = training.gradient_norm(targets, processes)
             if not (math.isfinite(loss_sum) and math.isfinite(norm)):
-                what = "loss" if not math.isfinite(loss_sum) else "gradient"
-                raise not_finite(what, step + 1, total, store, rate_flag)
-            optimizer.step()
-            optimizer.zero_grad()
-
-            history.step, learning_rate = step + 1, config.learning_rate * share
-            history.targets += targets
-            open_sum, open_targets = history.open_loss
-            history.open_loss = (open_sum + loss_sum, open_targets + targets)
-            last = history.step == total
-            if last or history.step % curve_every == 0:
-                mean = history.open_loss[0] / max(history.open_loss[1], 1)
-                history.losses.append({"step": history.step, "loss": mean, "learning_rate": learning_rate})
-                history.open_loss = (0.0, 0)
-            bar.set_postfix_str(f"loss {loss_sum / max(targets, 1):.3f}, learning rate {learning_rate:.2e}")
+                raise training.diverged("loss" if not math.isfinite(loss_sum) else "gradient", step + 1)
+            training.step(loss_sum, targets)
+            rate = config.learning_rate * schedule(config, step, total)
+            bar.set_postfix_str(f"loss {loss_sum / max(targets, 1):.3f}, learning rate {rate:.2e}")
             bar.update(1)
 
-            measures = is_due(config.eval_every, history.step, order.steps_per_epoch, last)
-            if measures:
+            measured = training.is_measured()
+            if measured:
                 found = {
                     split: workload.measure(bare, split, run.eval_batch_size, accelerator)
                     for split in workload.measured
                 }
+                training.note(found)
                 for split, metrics in found.items():
-                    if not math.isfinite(metrics.get("loss", 0.0)):
-                        raise not_finite(f"{split} loss", history.step, total, store, rate_flag)
-                    console.say(f"{label}step {history.step} of {total}: {describe(split, metrics)}")
-                select(rules, found, history)
-            if measures or last or history.step % config.save_every == 0:
-                if not all(bool(parameter.isfinite().all()) for parameter in parameters):
-                    raise not_finite("value of a trained parameter", history.step, total, store, rate_flag)
+                    console.say(f"{stage.label}step {history.step} of {total}: {describe(split, metrics)}")
+            if measured or training.finished or history.step % config.save_every == 0:
+                training.require_finite()
                 history.seconds = time.monotonic() - started
-                if accelerator.is_main_process:
-                    store.save(bare, optimizer.optimizer, history)
+                if store is not None and accelerator.is_main_process:
+                    store.save(bare, training.optimizer.optimizer, history)
+            if measured and on_measured is not None:
+                on_measured(history)
     return history
 
 
@@ -291,14 +375,6 @@ def global_sums(accelerator: Accelerator, loss_sum: Tensor, targets: Tensor | in
     both = torch.stack([loss_sum, torch.as_tensor(targets, device=loss_sum.device).float()])
     total_loss, total_targets = accelerator.reduce(both, "sum").tolist()
     return total_loss, int(total_targets)
-
-
-def not_finite(what: str, step: int, total: int, store: CheckpointStore, rate_flag: str) -> UserError:
-    """Returns the error of a run that diverged."""
-    kept = f"the last good checkpoint is kept in {store.folder}" if store.exists() else "no checkpoint had been due yet"
-    return UserError(
-        f"the {what} is not finite at step {step} of {total}, so training stops; {kept}; a lower {rate_flag} may help"
-    )
 
 
 def seed_everything(seed: int) -> None:

@@ -28,6 +28,7 @@ from benchmarks.glue.task import Glue, LoadedGlue
 from hadamard_adapter import HadamardLinear
 from hadamard_adapter.method import Hadamard
 from hadamard_core.adapter_layer import AdapterLayer
+from hadamard_core.packing import MixedHeads
 from harness import models, registry
 from harness.base import Base
 from harness.config import DataConfig
@@ -113,24 +114,6 @@ def glue_task(name: str) -> type[Glue]:
     return registry.load("task", name)
 
 
-class TaskHeads(ModulesToSaveWrapper):
-    """peft's copies of a head, one for each task, which in a mixed batch may be of any kind and differ in outputs.
-
-    peft's own takes linear layers with equal outputs. Here rows of narrower heads end in zeros. There are no samples
-    without adapter.
-    """
-
-    def _mixed_batch_forward(self, input: Tensor, *args: Any, adapter_names: list[str], **kwargs: Any) -> Tensor:
-        rows: dict[str, list[int]] = {}
-        for row, name in enumerate(adapter_names):
-            rows.setdefault(name, []).append(row)
-        outputs = [self.modules_to_save[name](input[own], *args, **kwargs) for name, own in rows.items()]
-        widest = max(output.shape[-1] for output in outputs)
-        together = torch.cat([F.pad(output, (0, widest - output.shape[-1])) for output in outputs])
-        place = torch.tensor([row for own in rows.values() for row in own], device=together.device)
-        return together[place.argsort()]
-
-
 def build(tasks: Sequence[JointTask]) -> PeftModel:
     """Returns the base model with an adapter and a head for each task, none of them shared, nothing of it trained.
 
@@ -156,7 +139,7 @@ def build(tasks: Sequence[JointTask]) -> PeftModel:
     except ValueError as error:
         raise UserError(f"--model {first.base.name}: {one_line(error)}") from error
     for name in heads:
-        wrapper = TaskHeads(adapted.get_submodule(f"base_model.model.{name}").original_module, first.name)
+        wrapper = MixedHeads(adapted.get_submodule(f"base_model.model.{name}").original_module, first.name)
         for task in tasks:
             wrapper.update(task.name)
             wrapper.modules_to_save[task.name] = own[task.name].get_submodule(name)
@@ -223,8 +206,8 @@ def losses(
     for task, own, part in zip(tasks, batches, parts, strict=True):
         labels = task.loaded.collate(task.workload.tokenizer, own)["labels"].to(device)
         computed = partial(SequenceClassifierOutput, logits=part[:, : task.outputs])
-        total, count = task.loaded.loss(computed, {"labels": labels}, label_smoothing=0.0)
-        found[task.name] = total / count.to(device)
+        each, _ = task.loaded.losses(computed, {"labels": labels}, label_smoothing=0.0)
+        found[task.name] = each.mean()
     return found
 
 

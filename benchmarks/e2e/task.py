@@ -28,7 +28,7 @@ from benchmarks.e2e.encoding import IGNORED, InputForm, encode_example, encode_p
 from harness.config import DataConfig
 from harness.errors import UserError
 from harness.protocols import Evaluation, Progress, Rule
-from harness.subsets import subset
+from harness.subsets import chosen, subset
 
 EVALUATION_SEED = 0
 """Draws the evaluation subsets; another number would make scores of limited runs another measurement."""
@@ -43,7 +43,6 @@ class E2E:
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     recipes: ClassVar[Path] = Path(__file__).parent / "recipes"
     scored_splits: ClassVar[tuple[str, ...]] = ("validation", "test")
-    rules: ClassVar[Mapping[str, Rule]] = {"best": Rule("validation", "loss", False, "lowest validation loss")}
 
     input_form: InputForm = "lora"
     """What the model is given: lora, as the LoRA repository has it (name : X | Type : Y), or mr, as published."""
@@ -55,6 +54,11 @@ class E2E:
     """No text may hold the same run of so many tokens twice; the prompt does not count. 0 allows all."""
     max_new_tokens: int = 64
     """A text is cut after so many tokens; of the test split's references 0.1 % are longer (SmolLM2's tokens)."""
+    held_out: float = 0.0
+    """Share of the distinct inputs of the training split, with all their texts, that is not trained on; a sweep chooses
+    by it."""
+    held_out_seed: int = 0
+    """Draws the held-out part, the same for every method and every --seed."""
 
     def __post_init__(self) -> None:
         for name in ("num_beams", "max_new_tokens"):
@@ -64,13 +68,24 @@ class E2E:
             raise ValueError(f"--task.length-penalty is {self.length_penalty}: it must be 0 or above")
         if self.no_repeat_ngram_size < 0:
             raise ValueError(f"--task.no-repeat-ngram-size is {self.no_repeat_ngram_size}: it must be 0 or above")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"--task.held-out is {self.held_out}: it must be at least 0 and below 1")
+
+    @property
+    def rules(self) -> Mapping[str, Rule]:
+        """By the validation split's loss, or by that of what is held out."""
+        rules = {"best": Rule("validation", "loss", False, "lowest validation loss")}
+        if self.held_out:
+            share = f"the {100 * self.held_out:g} % of train's inputs that are held out"
+            rules["held_out"] = Rule("held_out", "loss", False, f"lowest loss on {share}")
+        return rules
 
     def load(self, data: DataConfig, seed: int) -> LoadedE2E:
         """Reads and limits the three splits.
 
         Args:
-            data: ``train_limit`` counts rows; ``eval_limit`` counts distinct MRs where texts are decoded, and rows
-                where the validation loss is measured.
+            data: ``train_limit`` counts rows, after the held-out part is taken away; ``eval_limit`` counts distinct
+                MRs where texts are decoded, and rows where a loss is measured.
             seed: draws the training subset.
 
         Raises:
@@ -78,18 +93,34 @@ class E2E:
         """
         available = {name: load_split(file, data.dir) for name, file in SPLIT_FILES.items()}
         groups = {name: group_by_meaning_representation(available[name]) for name in ("validation", "test")}
+        kept, held = self._divide(available["train"])
         rows = {
-            "train": subset(available["train"], data.train_limit, seed),
+            "train": subset(kept, data.train_limit, seed),
             "validation": subset(available["validation"], data.eval_limit, EVALUATION_SEED),
         }
+        if held:
+            rows["held_out"] = subset(held, data.eval_limit, EVALUATION_SEED)
         decoded = {name: dict(subset(list(groups[name].items()), data.eval_limit, EVALUATION_SEED)) for name in groups}
         return LoadedE2E(self, rows, decoded, facts(self, available, rows, decoded, seed))
 
+    def _divide(self, rows: Sequence[Example]) -> tuple[Sequence[Example], Sequence[Example]]:
+        """Returns what is trained on and what is held out: all texts of an MR go to one side."""
+        if not self.held_out:
+            return rows, ()
+        meanings = list(group_by_meaning_representation(rows))
+        count = math.ceil(self.held_out * len(meanings))
+        if count == len(meanings):
+            raise UserError(f"--task.held-out {self.held_out} of {count} distinct inputs leaves none to train on")
+        held = {meanings[position] for position in chosen(len(meanings), count, self.held_out_seed)}
+        is_held = [row.meaning_representation in held for row in rows]
+        return (
+            [row for row, out in zip(rows, is_held, strict=True) if not out],
+            [row for row, out in zip(rows, is_held, strict=True) if out],
+        )
 
-def token_losses(
-    model: nn.Module, batch: Mapping[str, Tensor], reduction: str, label_smoothing: float
-) -> tuple[Tensor, Tensor]:
-    """Returns the cross entropies and their targets (examples, positions), some of which are ``IGNORED``.
+
+def example_losses(model: nn.Module, batch: Mapping[str, Tensor], label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """Returns each example's sum of cross entropies and its number of targets, (examples,) both.
 
     The output layer runs only on positions that predict a target in some row of the batch: more than half of all
     tokens are prompt.
@@ -107,10 +138,10 @@ def token_losses(
         output.logits.float().flatten(0, 1),
         targets.flatten(),
         ignore_index=IGNORED,
-        reduction=reduction,
+        reduction="none",
         label_smoothing=label_smoothing,
     )
-    return losses, targets
+    return losses.view(targets.shape).sum(1), (targets != IGNORED).sum(1)
 
 
 SPLIT_FILES = {"train": "train", "validation": "dev", "test": "test"}
@@ -131,6 +162,7 @@ def facts(
         "references": "original text, not tokenised (the LoRA repository scores against tokenised ones)",
         "train_examples": len(rows["train"]),
         "validation_loss_examples": len(rows["validation"]),
+        **({"held_out_examples": len(rows["held_out"])} if "held_out" in rows else {}),
         "validation_meaning_representations": len(decoded["validation"]),
         "test_meaning_representations": len(decoded["test"]),
         "available": {
@@ -202,20 +234,19 @@ class LoadedE2E:
         """Pads on the right."""
         return right_pad(features)
 
-    def loss(self, model: nn.Module, batch: Mapping[str, Tensor], *, label_smoothing: float) -> tuple[Tensor, Tensor]:
-        """Returns the sum of the cross entropies of completions and end tokens, and their number.
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor], *, label_smoothing: float) -> tuple[Tensor, Tensor]:
+        """Returns each example's sum of the cross entropies of its completion and end token, and their number.
 
         Args:
             label_smoothing: as in torch's ``cross_entropy``: this share of the target's probability is spread evenly
                 over the whole vocabulary, the target included.
         """
-        losses, targets = token_losses(model, batch, "sum", label_smoothing)
-        return losses, (targets != IGNORED).sum()
+        return example_losses(model, batch, label_smoothing)
 
     def measure(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Returns each example's sum of losses, without smoothing, and its number of targets."""
-        losses, targets = token_losses(model, batch, "none", 0.0)
-        return torch.stack([losses.view(targets.shape).sum(1), (targets != IGNORED).sum(1).float()], dim=1)
+        losses, targets = example_losses(model, batch, 0.0)
+        return torch.stack([losses, targets.float()], dim=1)
 
     def summarise(self, split: str, rows: Tensor) -> Mapping[str, float]:
         """Returns the mean loss over all targets."""

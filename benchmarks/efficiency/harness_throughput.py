@@ -82,8 +82,8 @@ def bare_loop(model: nn.Module, config: RunConfig, workload: Workload, plan: Pla
         seed_everything(step_seed(config.seed, step, 0))
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * schedule(options, step, plan.total)
-        loss, count = workload.task.loss(model, batch, label_smoothing=options.label_smoothing)
-        (loss / count).backward()
+        losses, counts = workload.task.losses(model, batch, label_smoothing=options.label_smoothing)
+        (losses.sum() / counts.sum()).backward()
         if options.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
         optimizer.step()

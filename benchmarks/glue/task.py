@@ -213,8 +213,8 @@ class LoadedGlue:
         batch["labels"] = torch.tensor([feature["labels"] for feature in features], dtype=dtype)
         return batch
 
-    def loss(self, model: nn.Module, batch: Mapping[str, Tensor], *, label_smoothing: float) -> tuple[Tensor, Tensor]:
-        """Returns the sum of the examples' cross entropies, or squared errors in a regression, and their number.
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor], *, label_smoothing: float) -> tuple[Tensor, Tensor]:
+        """Returns the examples' cross entropies, or squared errors in a regression, and ones: each has one target.
 
         Raises:
             UserError: label smoothing in a regression.
@@ -224,18 +224,18 @@ class LoadedGlue:
                 f"--train.label-smoothing {label_smoothing}: {self.task.declaration.name} is a regression and has no "
                 "classes to smooth over: leave it out"
             )
-        loss = self._losses(logits(model, batch), batch["labels"], "sum", label_smoothing)
-        return loss, torch.tensor(len(batch["labels"]))
+        labels = batch["labels"]
+        return self._losses(logits(model, batch), labels, label_smoothing), torch.ones_like(labels, dtype=torch.int64)
 
-    def _losses(self, outputs: Tensor, labels: Tensor, reduction: str, label_smoothing: float = 0.0) -> Tensor:
+    def _losses(self, outputs: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
         if self.task.declaration.is_regression:
-            return F.mse_loss(outputs.squeeze(-1), labels, reduction=reduction)
-        return F.cross_entropy(outputs, labels, reduction=reduction, label_smoothing=label_smoothing)
+            return F.mse_loss(outputs.squeeze(-1), labels, reduction="none")
+        return F.cross_entropy(outputs, labels, reduction="none", label_smoothing=label_smoothing)
 
     def measure(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """Returns each example's loss, then its logits."""
         outputs = logits(model, batch)
-        return torch.cat([self._losses(outputs, batch["labels"], "none")[:, None], outputs], dim=1)
+        return torch.cat([self._losses(outputs, batch["labels"])[:, None], outputs], dim=1)
 
     def summarise(self, split: str, rows: Tensor) -> Mapping[str, float]:
         """Returns loss and metrics."""

@@ -40,20 +40,21 @@ def loaded() -> LoadedE2E:
 def test_loss_is_the_sum_over_completions_and_end_tokens(model, tokenizer, loaded, label_smoothing):
     """Against the formula: -(1 - s) log p(target) - s mean(log p), from all logits, one row at a time, unpadded."""
     features = loaded.encode(tokenizer, "train")
-    expected, targets = 0.0, 0
+    expected, targets = [], []
     for row, feature in zip(ROWS, features, strict=True):
         prompt = len(encode_prompt(tokenizer, row.meaning_representation, "lora"))
         ids = feature["input_ids"]
         log_p = model(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+        expected.append(0.0)
+        targets.append(len(ids) - prompt)
         for position in range(prompt, len(ids)):
             spread = log_p[position - 1].mean()
-            expected -= (1 - label_smoothing) * log_p[position - 1, ids[position]] + label_smoothing * spread
-            targets += 1
+            expected[-1] -= (1 - label_smoothing) * log_p[position - 1, ids[position]] + label_smoothing * spread
         assert ids[-1] == tokenizer.eos_token_id
-    loss, count = loaded.loss(model, loaded.collate(tokenizer, features), label_smoothing=label_smoothing)
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)  # the loss is taken in float32
-    assert loss.ndim == 0
-    assert (int(count), count.dtype) == (targets, torch.int64)
+    losses, counts = loaded.losses(model, loaded.collate(tokenizer, features), label_smoothing=label_smoothing)
+    # the loss is taken in float32
+    torch.testing.assert_close(losses.double(), torch.stack(expected), rtol=1e-5, atol=0)
+    assert (counts.tolist(), counts.dtype) == (targets, torch.int64)
 
 
 def test_an_example_longer_than_the_context_is_refused(make_tokenizer, loaded):
@@ -89,23 +90,23 @@ def test_what_a_preset_says_of_itself_holds_whatever_a_flag_changes():
 def test_loss_does_not_see_what_the_prompt_predicts(model, tokenizer, loaded):
     """Gradients flow through the prompt, but an example whose completion is cut off adds nothing."""
     features = loaded.encode(tokenizer, "train")
-    whole, count = loaded.loss(model, loaded.collate(tokenizer, features[:2]), label_smoothing=0.0)
+    whole, counts = loaded.losses(model, loaded.collate(tokenizer, features[:2]), label_smoothing=0.0)
     silent = {"input_ids": features[2]["input_ids"], "labels": [IGNORED] * len(features[2]["labels"])}
-    padded, same_count = loaded.loss(model, loaded.collate(tokenizer, [*features[:2], silent]), label_smoothing=0.0)
-    torch.testing.assert_close(padded, whole, rtol=1e-5, atol=0)
-    assert count == same_count
+    padded, same = loaded.losses(model, loaded.collate(tokenizer, [*features[:2], silent]), label_smoothing=0.0)
+    torch.testing.assert_close(padded, torch.cat([whole, torch.zeros(1)]), rtol=1e-5, atol=0)
+    assert same.tolist() == [*counts.tolist(), 0]
 
 
 def test_loss_is_the_same_through_a_peft_wrapper(model, tokenizer, loaded):
     batch = loaded.collate(tokenizer, loaded.encode(tokenizer, "train"))
-    expected, _ = loaded.loss(model, batch, label_smoothing=0.1)
+    expected, _ = loaded.losses(model, batch, label_smoothing=0.1)
     name = "c_attn" if model.config.model_type == "gpt2" else "q_proj"
     adapted = get_peft_model(
         model, LoraConfig(target_modules=[name], task_type="CAUSAL_LM", fan_in_fan_out=name == "c_attn")
     )
-    loss, _ = loaded.loss(adapted.eval(), batch, label_smoothing=0.1)
-    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
-    loss.backward()
+    losses, _ = loaded.losses(adapted.eval(), batch, label_smoothing=0.1)
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0)
+    losses.sum().backward()
     assert any(parameter.grad is not None for parameter in adapted.parameters())
     adapted.unload()
 

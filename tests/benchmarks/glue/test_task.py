@@ -74,36 +74,36 @@ class TestLoss:
     @pytest.mark.parametrize("task", [CoLA, MNLI], ids=["2 classes", "3 classes"])
     @pytest.mark.parametrize("smoothing", [0.0, 0.1])
     @pytest.mark.parametrize("kind", KINDS)
-    def test_of_classes_is_the_summed_cross_entropy(self, kind, smoothing, task, load, classifier):
+    def test_of_classes_is_the_cross_entropy_of_each_example(self, kind, smoothing, task, load, classifier):
         loaded = load(task)
         model, tokenizer = classifier(kind, loaded)
         batch = loaded.collate(tokenizer, loaded.encode(tokenizer, "train"))
-        loss, count = loaded.loss(model, batch, label_smoothing=smoothing)
+        losses, targets = loaded.losses(model, batch, label_smoothing=smoothing)
 
         examples = loaded.examples["train"]
         logs = logits_alone(model, tokenizer, examples).log_softmax(dim=1)
         of_label = logs[torch.arange(len(logs)), torch.tensor(examples.labels)]
-        expected = -((1 - smoothing) * of_label + smoothing * logs.mean(dim=1)).sum()
-        torch.testing.assert_close(loss, expected, **TOLERANCE)
-        assert int(count) == len(examples.labels) == 21
-        assert count.dtype == torch.int64
+        expected = -((1 - smoothing) * of_label + smoothing * logs.mean(dim=1))
+        torch.testing.assert_close(losses, expected, **TOLERANCE)
+        assert targets.tolist() == [1] * len(examples.labels) == [1] * 21
+        assert targets.dtype == torch.int64
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_of_scores_is_the_summed_squared_error(self, kind, load, classifier):
+    def test_of_scores_is_the_squared_error_of_each_example(self, kind, load, classifier):
         loaded = load(STSB)
         model, tokenizer = classifier(kind, loaded)
         batch = loaded.collate(tokenizer, loaded.encode(tokenizer, "train"))
-        loss, count = loaded.loss(model, batch, label_smoothing=0.0)
+        losses, targets = loaded.losses(model, batch, label_smoothing=0.0)
         examples = loaded.examples["train"]
         errors = logits_alone(model, tokenizer, examples)[:, 0] - torch.tensor(examples.labels)
-        torch.testing.assert_close(loss, (errors**2).sum(), **TOLERANCE)
-        assert int(count) == len(examples.labels)
+        torch.testing.assert_close(losses, errors**2, **TOLERANCE)
+        assert targets.tolist() == [1] * len(examples.labels)
 
     def test_reaches_the_head(self, load, classifier):
         loaded = load()
         model, tokenizer = classifier("bert", loaded)
-        loss, _ = loaded.loss(model, loaded.collate(tokenizer, loaded.encode(tokenizer, "train")), label_smoothing=0.0)
-        loss.backward()
+        batch = loaded.collate(tokenizer, loaded.encode(tokenizer, "train"))
+        loaded.losses(model, batch, label_smoothing=0.0)[0].sum().backward()
         assert model.classifier.weight.grad.abs().sum() > 0
 
     def test_of_scores_has_nothing_to_smooth(self, load, classifier):
@@ -111,7 +111,7 @@ class TestLoss:
         model, tokenizer = classifier("bert", loaded)
         batch = loaded.collate(tokenizer, loaded.encode(tokenizer, "train"))
         with pytest.raises(UserError, match=r"--train\.label-smoothing 0\.1: stsb is a regression"):
-            loaded.loss(model, batch, label_smoothing=0.1)
+            loaded.losses(model, batch, label_smoothing=0.1)
 
 
 class TestMeasurement:

@@ -68,7 +68,7 @@ class LoadedToy:
         }
         self.facts = {"source": "made up", "train": train, "validation": evaluation, "test": evaluation}
         self.warnings = ()
-        self.losses = 0
+        self.calls = 0
 
     def model_kwargs(self, checkpoint):
         return {}
@@ -93,31 +93,31 @@ class LoadedToy:
             labels[row, feature["prompt"] : size] = ids[row, feature["prompt"] : size]
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
-    def losses_of(self, model, batch, reduction, label_smoothing):
+    def losses_of(self, model, batch, label_smoothing):
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
         labels = batch["labels"][:, 1:]
-        loss = functional.cross_entropy(
+        losses = functional.cross_entropy(
             logits.flatten(0, 1).float(),
             labels.flatten(),
             ignore_index=IGNORED,
-            reduction=reduction,
+            reduction="none",
             label_smoothing=label_smoothing,
         )
-        return loss, labels
+        return losses.view(labels.shape).sum(1), (labels != IGNORED).sum(1)
 
     def measure(self, model, batch):
-        losses, labels = self.losses_of(model, batch, "none", 0.0)
-        return torch.stack([losses.view(labels.shape).sum(1), (labels != IGNORED).sum(1).float()], dim=1)
+        losses, targets = self.losses_of(model, batch, 0.0)
+        return torch.stack([losses, targets.float()], dim=1)
 
     def summarise(self, split, rows):
         return {"loss": float(rows[:, 0].sum() / rows[:, 1].sum())}
 
-    def loss(self, model, batch, *, label_smoothing):
-        loss, labels = self.losses_of(model, batch, "sum", label_smoothing)
+    def losses(self, model, batch, *, label_smoothing):
+        losses, targets = self.losses_of(model, batch, label_smoothing)
         if torch.is_grad_enabled():
-            self.losses += 1
-            loss = struck(loss, self.losses)
-        return loss, (labels != IGNORED).sum()
+            self.calls += 1
+            losses = struck(losses, self.calls)
+        return losses, targets
 
     def evaluate(self, model, tokenizer, split, batch_size, progress):
         if os.environ.get("TOY_FAULT") == "kill-evaluate":
@@ -130,7 +130,7 @@ class LoadedToy:
         with progress.bar("scoring", len(features), "text") as bar:
             for text, feature in zip(self.texts[split], features, strict=True):
                 batch = {name: tensor.to(model.device) for name, tensor in self.collate(tokenizer, [feature]).items()}
-                loss, _ = self.loss(model, batch, label_smoothing=0.0)
+                loss, _ = self.losses(model, batch, label_smoothing=0.0)
                 guess = model(input_ids=batch["input_ids"]).logits[0, feature["prompt"] - 1 : -1].argmax(-1).tolist()
                 right += guess == feature["input_ids"][feature["prompt"] :]
                 log_likelihood -= float(loss)

@@ -52,7 +52,7 @@ class LoadedToyClasses:
         self.classes = classes
         self.facts = {"source": "made up", **{split: len(found) for split, found in self.texts.items()}}
         self.warnings = ()
-        self.losses = 0
+        self.calls = 0
 
     def labels(self, split):
         return [LETTERS.index(text[0]) % self.classes for text in self.texts[split]]
@@ -73,12 +73,12 @@ class LoadedToyClasses:
     def logits(self, model, batch):
         return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
 
-    def loss(self, model, batch, *, label_smoothing):
-        loss = functional.cross_entropy(
-            self.logits(model, batch), batch["labels"], reduction="sum", label_smoothing=label_smoothing
+    def losses(self, model, batch, *, label_smoothing):
+        losses = functional.cross_entropy(
+            self.logits(model, batch), batch["labels"], reduction="none", label_smoothing=label_smoothing
         )
-        self.losses += 1
-        return struck(loss, self.losses), torch.tensor(len(batch["labels"]))
+        self.calls += 1
+        return struck(losses, self.calls), torch.ones_like(batch["labels"])
 
     def measure(self, model, batch):
         logits = self.logits(model, batch)

@@ -69,6 +69,11 @@ class Hadamard(PeftMethod):
             compute=self.compute,
         )
 
+    def trained(self, stage: str) -> tuple[str, ...]:
+        if stage == "stage1":
+            return ("head",)
+        return ("adapter",) if self.head == "freeze" else ("adapter", "head")
+
     def enter(
         self, stage: str, model: PreTrainedModel, task_type: str, modules_to_save: Sequence[str] = ()
     ) -> nn.Module:
@@ -79,7 +84,7 @@ class Hadamard(PeftMethod):
 
     def apply(self, model: PreTrainedModel, task_type: str, modules_to_save: Sequence[str] = ()) -> PeftModel:
         adapted = super().apply(model, task_type, modules_to_save)
-        if self.head == "freeze":
+        if "head" not in self.trained("stage2"):
             for module in adapted.modules():
                 if isinstance(module, ModulesToSaveWrapper):
                     module.modules_to_save.requires_grad_(False)

@@ -162,6 +162,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         names, index = adapter_names.numbered(self.slices, x.device)
         if names == [NO_ADAPTER]:
             return self.base_layer(x)
+        if len(names) == 1:
+            return self.adapted(x, names)
         return self.adapted_mixed(x, names, index)
 
 

@@ -56,6 +56,14 @@ class PeftMethod:
         """
         raise NotImplementedError
 
+    def trained(self, stage: str) -> tuple[str, ...]:
+        """What a stage trains of the model that :meth:`apply` returns: ``"adapter"``, ``"head"``, or both.
+
+        Args:
+            stage: its name; empty for the only one of a method without :attr:`stages`.
+        """
+        return ("adapter", "head")
+
     def peft_config(self, model: PreTrainedModel, task_type: str) -> PeftConfig:
         """The config for ``get_peft_model``.
 
