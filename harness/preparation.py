@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from accelerate import Accelerator
 from torch import nn
@@ -12,7 +13,7 @@ from harness import models, stages
 from harness.base import Base
 from harness.config import RunConfig
 from harness.console import Console
-from harness.protocols import Task
+from harness.protocols import Rule, Task
 from harness.stages import StagePlan
 from harness.training import Plan
 from harness.workload import Workload
@@ -50,10 +51,23 @@ class Setup:
 
 
 def prepare(config: RunConfig, accelerator: Accelerator, console: Console) -> Setup:
-    """Reads data and model, applies the method, and encodes the examples.
+    """Reads data and model, encodes the examples, applies the method and plans its stages.
 
     Raises:
         UserError: anything the user gave cannot be used.
+    """
+    rules = config.task_settings.rules
+    return with_method(read(config, rules, accelerator, console), config, rules, accelerator)
+
+
+def read(config: RunConfig, rules: Mapping[str, Rule], accelerator: Accelerator, console: Console) -> Setup:
+    """Reads data and model, and encodes the examples; the model is the base model, and there are no stages yet.
+
+    Args:
+        rules: those by which parameters are selected; the model will be measured on their splits alone.
+
+    Raises:
+        UserError: data or model cannot be used.
     """
     task: Task = config.task_settings
     loaded = task.load(config.data, config.seed)
@@ -64,10 +78,19 @@ def prepare(config: RunConfig, accelerator: Accelerator, console: Console) -> Se
     if config.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tokenizer = base.tokenizer()
-    modules_to_save = base.modules_to_save(model)
-    model, planned = stages.begin(config, model, modules_to_save)
-    splits = {rule.split for rule in task.rules.values()} if config.train.eval_every != "never" else ()
+    splits = {rule.split for rule in rules.values()} if config.train.eval_every != "never" else ()
     measured = {split: loaded.encode(tokenizer, split) for split in sorted(splits)}
     workload = Workload(loaded, tokenizer, loaded.encode(tokenizer, "train"), measured)
-    planned = stages.with_steps(planned, workload.train, accelerator.num_processes)
-    return Setup(base, model, modules_to_save, workload, planned)
+    return Setup(base, model, base.modules_to_save(model), workload, ())
+
+
+def with_method(setup: Setup, config: RunConfig, rules: Mapping[str, Rule], accelerator: Accelerator) -> Setup:
+    """Returns the setup with the method applied and its stages planned; the model of the one that is given is used up.
+
+    Raises:
+        UserError: the method cannot act on this model, or its batches do not fit the data.
+    """
+    assert setup.model is not None
+    model, planned = stages.begin(config, setup.model, setup.modules_to_save, rules)
+    planned = stages.with_steps(planned, setup.workload.train, accelerator.num_processes)
+    return replace(setup, model=model, stages=planned)

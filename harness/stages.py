@@ -9,7 +9,7 @@ from the last step of the one before. A stage that needs a head is left out wher
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from hadamard_core.accounting import ParameterCounts, count_parameters
 from harness.config import RunConfig, StageConfig, TrainConfig
 from harness.errors import UserError, one_line
-from harness.protocols import Method
+from harness.protocols import Method, Rule
 from harness.training import StagePlan, make_plan, seed_everything
 from harness.workload import Features
 
@@ -42,39 +42,54 @@ def stage_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
+def declared(config: RunConfig, has_head: bool, rules: Mapping[str, Rule]) -> tuple[StagePlan, ...]:
+    """Returns the stages of a method, one without a name for a method that declares none; nothing is counted yet.
+
+    Args:
+        has_head: whether the model has modules that are trained whatever the method: the head.
+        rules: those by which parameters are selected, in the last stage.
+    """
+    stages = getattr(config.method_settings, "stages", ())
+    if not stages:
+        return (StagePlan("", "", config, config.seed, rules),)
+    # The last stage has the order of examples that methods without stages have.
+    *earlier, last = stages
+    planned = []
+    for number, stage in enumerate(earlier):
+        own = replace(config, train=train_config(config, stage.name))
+        seed = stage_seed(config.seed, number)
+        planned.append(StagePlan(stage.name, stage.trains, own, seed, {}, f"--{stage.name}.learning-rate"))
+    planned.append(StagePlan(last.name, last.trains, config, config.seed, rules))
+    why = "the model of this task has no head to train"
+    return tuple(
+        replace(plan, skipped=why) if stage.needs_head and not has_head else plan
+        for stage, plan in zip(stages, planned, strict=True)
+    )
+
+
 def begin(
-    config: RunConfig, model: PreTrainedModel, modules_to_save: Sequence[str]
+    config: RunConfig, model: PreTrainedModel, modules_to_save: Sequence[str], rules: Mapping[str, Rule]
 ) -> tuple[nn.Module, tuple[StagePlan, ...]]:
     """Returns the model to begin with and the stages, each tried on it so that nothing is refused later.
 
     Args:
         model: the base model; with stages it is returned as it is, otherwise with the method applied.
         modules_to_save: the head, and what else the checkpoint lacks.
+        rules: as of :func:`declared`.
 
     Raises:
         UserError: the method cannot act on this model, or leaves nothing to train.
     """
-    declared = getattr(config.method_settings, "stages", ())
-    rules = config.task_settings.rules
-    if not declared:
+    plans = declared(config, bool(modules_to_save), rules)
+    if not plans[0].name:
         model = apply(config, model, modules_to_save)
-        return model, (StagePlan("", "", config, config.seed, rules, counts=counted(config, model)),)
-    planned = []
-    for number, stage in enumerate(declared):
-        last = stage is declared[-1]
-        own = config if last else replace(config, train=train_config(config, stage.name))
-        # The last stage has the order of examples that methods without stages have.
-        seed = config.seed if last else stage_seed(config.seed, number)
-        plan = StagePlan(stage.name, stage.trains, own, seed, rules if last else {})
-        if not last:
-            plan = replace(plan, rate_flag=f"--{stage.name}.learning-rate")
-        if stage.needs_head and not modules_to_save:
-            why = "the model of this task has no head to train"
-            planned.append(replace(plan, skipped=why))
-            continue
-        tried = enter(own, stage.name, _sharing(model), modules_to_save)
-        planned.append(replace(plan, counts=counted(config, tried)))
-    return model, tuple(planned)
+        return model, (replace(plans[0], counts=counted(config, model)),)
+    return model, tuple(
+        plan
+        if plan.skipped
+        else replace(plan, counts=counted(config, enter(plan.config, plan.name, _sharing(model), modules_to_save)))
+        for plan in plans
+    )
 
 
 def applied(
