@@ -1,8 +1,9 @@
 """The command line of ``python -m harness.run``: names first, then tyro with the settings that those names have.
 
-The flags depend on the method and the task, so :func:`parse` first looks for these two names, the preset and the run
-directory; it then builds the defaults from the recipe and lets tyro lay the flags over them. tyro answers a bad flag
-with a box of many lines; here every flag that tyro refuses is found by giving it to tyro alone, and told in a sentence.
+The flags depend on the method and the task, so :func:`parse` first looks for these two names, the preset or recipe and
+the run directory; it then builds the defaults from the recipe and lets tyro lay the flags over them. tyro answers a bad
+flag with a box of many lines; here every flag that tyro refuses is found by giving it to tyro alone, and told in a
+sentence. Other commands that configure runs have dataclasses of their own for what :class:`CommandLine` is here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import typing
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import tyro
 
@@ -25,6 +26,7 @@ from harness.errors import UserError, one_line
 from harness.rundir import read_config
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Command = TypeVar("Command")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,11 @@ class CommandLine:
     shows the names.
     """
 
+    nameless: ClassVar[tuple[str, ...]] = ("--list",)  # flags beside which no method and no task are needed
+
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    recipe: Path | None = None
+    """A recipe file in place of a preset of the task; its name without .toml stands where that of the preset would."""
     seeds: tuple[int, ...] = ()
     """Run once for each of these seeds, one after another, each in a directory of its own, and print mean, standard
     deviation, median and range; with --resume, seeds that are finished are kept and the others are run."""
@@ -56,16 +62,23 @@ class NoSettings:
     """Settings appear here once the command line names a method and a task."""
 
 
-def parse(argv: Sequence[str]) -> CommandLine:
+def parse(argv: Sequence[str], kind: type[Command] = CommandLine, prog: str = "python -m harness.run") -> Command:
     """Returns the command line over the recipe over the defaults. ``--help`` prints and exits.
+
+    Args:
+        argv: the arguments without the program's name.
+        kind: the command's flags: a frozen dataclass whose field ``config`` is annotated as that of
+            :class:`CommandLine` and whose other fields have defaults, with ``nameless`` if some need no method and
+            task; ``--recipe`` is for those that have the field.
+        prog: the command, for ``--help``.
 
     Raises:
         UserError: an unknown name or flag, or a value that a flag does not take.
     """
-    defaults = _defaults(argv)
+    defaults = _defaults(argv, kind)
     if any(token in ("-h", "--help") for token in argv):
-        return tyro.cli(CommandLine, prog="python -m harness.run", default=defaults, args=["--help"])
-    if defaults.list:
+        return tyro.cli(kind, prog=prog, default=defaults, args=["--help"])
+    if isinstance(defaults, CommandLine) and defaults.list:
         return defaults
     groups = _groups(argv)
     flags = _flags(defaults)
@@ -77,7 +90,7 @@ def parse(argv: Sequence[str]) -> CommandLine:
             near = registry.closest(flag, flags)
             raise UserError(f"unknown {'flag' if flag.startswith('-') else 'argument'} {group[0]}{near} (see --help)")
     given = {_flag(group[0]) for group in groups}
-    if {"--seed", "--seeds"} <= given:
+    if kind is CommandLine and {"--seed", "--seeds"} <= given:
         raise UserError("--seed and --seeds both say with which seeds to run: give one of them")
     if "--train.epochs" in given and _value(argv, "--train.max-steps") not in (None, "None"):
         raise UserError("--train.epochs and --train.max-steps both say when to stop: give one of them")
@@ -86,12 +99,13 @@ def parse(argv: Sequence[str]) -> CommandLine:
         defaults = replace(defaults, config=config)
     defaults = _without_the_recipes_end(defaults, given)
     command = _tyro(list(argv), defaults)
-    if isinstance(command, CommandLine):
-        _check_seeds(command.seeds, given)
+    if not isinstance(command, str):
+        if isinstance(command, CommandLine):
+            _check_seeds(command.seeds, given)
         return command
     for group in groups:
         failure = _tyro(group, defaults)
-        if not isinstance(failure, CommandLine):
+        if isinstance(failure, str):
             hint = flags[_flag(group[0])]
             reason = failure or f"it takes {'no value' if hint is bool else recipes.describe(hint)}"
             values = " ".join(group).partition("=")[2] if "=" in group[0] else " ".join(group[1:])
@@ -101,7 +115,60 @@ def parse(argv: Sequence[str]) -> CommandLine:
     raise UserError(f"these flags do not go together: {command or 'see --help'}")
 
 
-def _without_the_recipes_end(defaults: CommandLine, given: Collection[str]) -> CommandLine:
+def split_groups(argv: Sequence[str], prefix: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Takes out of the arguments the flags that start with a prefix and may have any name after it.
+
+    Args:
+        prefix: with the dot: ``--space.``.
+
+    Returns:
+        The other arguments in their order, and name -> values, hyphens for underscores: ``--space.method.r 1 2`` is
+        ``{"method.r": ["1", "2"]}``.
+
+    Raises:
+        UserError: the same flag is there twice.
+    """
+    rest: list[str] = []
+    taken: dict[str, list[str]] = {}
+    for group in _groups(argv):
+        flag = _flag(group[0])
+        if not flag.startswith(prefix):
+            rest += group
+            continue
+        name = flag.removeprefix(prefix)
+        if name in taken:
+            raise UserError(f"{flag} is given twice: give it once, with all its values")
+        taken[name] = [group[0].partition("=")[2]] if "=" in group[0] else []
+        taken[name] += group[1:]
+    return rest, taken
+
+
+def keys(instance: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the dotted key of every flag of a dataclass tree, ``train.learning_rate``, with its annotation."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(type(instance), include_extras=True)
+    for entry in fields(instance):
+        value, hint = getattr(instance, entry.name), hints[entry.name]
+        name = entry.name.removesuffix("_settings")
+        if is_dataclass(value):
+            found.update(keys(value, prefix if entry.name in ("config", "stages") else f"{prefix}{name}."))
+        elif tyro.conf.Suppress not in getattr(hint, "__metadata__", ()):
+            found[prefix + name] = hint
+    return found
+
+
+def plain(hint: Any) -> Any:
+    """Returns an annotation without what it says to tyro."""
+    return hint.__origin__ if hasattr(hint, "__metadata__") else hint
+
+
+def given_keys(argv: Sequence[str], config: RunConfig) -> frozenset[str]:
+    """Returns the dotted keys of a configuration whose values the command line gave."""
+    given = {_flag(group[0]) for group in _groups(argv)}
+    return frozenset(key for key, hint in keys(config).items() if given & _spellings(key, hint).keys())
+
+
+def _without_the_recipes_end(defaults: Command, given: Collection[str]) -> Command:
     """Returns the defaults without what they say of a stage's end where the command line says it the other way."""
     stages = defaults.config.stages
     for entry in fields(stages):
@@ -135,25 +202,36 @@ def _check_seeds(seeds: Sequence[int], given: Collection[str]) -> None:
         raise UserError(f"--seeds names {twice[0]} twice: give each seed once")
 
 
-def _defaults(argv: Sequence[str]) -> CommandLine:
+def _defaults(argv: Sequence[str], kind: type[Command]) -> Command:
     """Returns what holds where the command line is silent."""
     placeholder = RunConfig("", "", NoSettings(), NoSettings())
-    if "--list" in argv:
+    if kind is CommandLine and "--list" in argv:
         return CommandLine(placeholder, list=True)
     method, task, preset = (_value(argv, flag) for flag in ("--method", "--task", "--preset"))
+    recipe = _value(argv, "--recipe") if any(entry.name == "recipe" for entry in fields(kind)) else None
+    if recipe and preset:
+        raise UserError("--preset and --recipe both say where settings come from: give one of them")
     directory = _value(argv, "--output-dir")
-    if "--resume" in argv and directory and not method and not task:
+    if kind is CommandLine and "--resume" in argv and directory and not method and not task:
+        if recipe:
+            raise UserError(
+                f"--recipe {recipe}: --resume without --method and --task takes the settings that {directory} holds: "
+                "leave out --recipe, or give --method and --task with it"
+            )
         path = Path(directory)
         stored = read_config(path)
         names = str(stored.pop("method")), str(stored.pop("task"))
         return CommandLine(recipes.from_tree(*names, stored, str(path / "config.toml")))
-    if ("--help" in argv or "-h" in argv) and not (method and task):
-        return CommandLine(placeholder)
-    for kind, name in (("method", method), ("task", task)):
+    nameless = any(_flag(group[0]) in getattr(kind, "nameless", ()) for group in _groups(argv))
+    if (nameless or "--help" in argv or "-h" in argv) and not (method and task):
+        return kind(placeholder)
+    for name_of, name in (("method", method), ("task", task)):
         if not name:
-            known = ", ".join(registry.entries(kind))
-            raise UserError(f"--{kind} is missing: choose one of {known or 'none, since none is installed'}")
-    return CommandLine(recipes.build(method, task, preset or RunConfig.preset))
+            known = ", ".join(registry.entries(name_of))
+            raise UserError(f"--{name_of} is missing: choose one of {known or 'none, since none is installed'}")
+    if recipe:
+        return kind(recipes.build_from_file(method, task, Path(recipe)), recipe=Path(recipe))
+    return kind(recipes.build(method, task, preset or RunConfig.preset))
 
 
 def _flag(token: str) -> str:
@@ -181,29 +259,25 @@ def _groups(argv: Sequence[str]) -> list[list[str]]:
     return groups
 
 
-def _flags(instance: Any, prefix: str = "--") -> dict[str, Any]:
+def _flags(instance: Any) -> dict[str, Any]:
     """Returns every flag of a dataclass tree with its annotation."""
-    flags: dict[str, Any] = {}
-    hints = typing.get_type_hints(type(instance), include_extras=True)
-    for entry in fields(instance):
-        value, hint = getattr(instance, entry.name), hints[entry.name]
-        name = entry.name.removesuffix("_settings").replace("_", "-")
-        markers = getattr(hint, "__metadata__", ())
-        if is_dataclass(value):
-            flags.update(_flags(value, prefix if entry.name in ("config", "stages") else f"{prefix}{name}."))
-        elif tyro.conf.Suppress not in markers:
-            plain = hint.__origin__ if markers else hint
-            flags[prefix + name] = plain
-            if plain is bool and tyro.conf.FlagCreatePairsOff not in markers:
-                flags[f"{prefix}no-{name}"] = plain
-    return flags
+    return {flag: shown for key, hint in keys(instance).items() for flag, shown in _spellings(key, hint).items()}
 
 
-def _tyro(args: list[str], defaults: CommandLine) -> CommandLine | str:
+def _spellings(key: str, hint: Any) -> dict[str, Any]:
+    """Returns the flags of a dotted key, one or, where a value may be switched on and off, two, with the annotation."""
+    section, dot, name = key.replace("_", "-").rpartition(".")
+    flags = [f"--{section}{dot}{name}"]
+    if plain(hint) is bool and tyro.conf.FlagCreatePairsOff not in getattr(hint, "__metadata__", ()):
+        flags.append(f"--{section}{dot}no-{name}")
+    return dict.fromkeys(flags, plain(hint))
+
+
+def _tyro(args: list[str], defaults: Command) -> Command | str:
     """Returns what tyro makes of the arguments, or why it refuses them, if a settings class says so itself."""
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            return tyro.cli(CommandLine, default=defaults, args=args, console_outputs=False)
+            return tyro.cli(type(defaults), default=defaults, args=args, console_outputs=False)
     except SystemExit as stop:
         cause: BaseException | None = stop
         while cause is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -152,12 +153,23 @@ class RunConfig:
     """Run the Python code that comes with the model."""
 
 
+@cache
 def stage_settings(method: type[Any]) -> type[Any] | None:
     """Returns a dataclass with a :class:`StageConfig` for each stage of a method but the last; None without stages."""
     earlier = getattr(method, "stages", ())[:-1]
     if not earlier:
         return None
-    return make_dataclass("Stages", [(stage.name, StageConfig, StageConfig()) for stage in earlier], frozen=True)
+    entries = [(stage.name, StageConfig, StageConfig()) for stage in earlier]
+
+    def reduce(self: Any) -> tuple[Any, ...]:
+        return _stages, (method, tuple(getattr(self, entry.name) for entry in fields(self)))
+
+    # pickle finds a class by its name in a module, where this one is not
+    return make_dataclass("Stages", entries, frozen=True, namespace={"__reduce__": reduce})
+
+
+def _stages(method: type[Any], values: tuple[StageConfig, ...]) -> Any:
+    return stage_settings(method)(*values)
 
 
 def to_tree(value: Any) -> Any:

@@ -24,7 +24,8 @@ class Method(Protocol):
     """A way to adapt a model. peft methods get all of it from ``hadamard_core.method.PeftMethod``.
 
     A method that is trained in stages besides has ``stages``, a tuple of ``hadamard_core.method.Stage``, and ``enter``,
-    which returns the model that one of them but the last trains; see :mod:`harness.stages`.
+    which returns the model that one of them but the last trains; see :mod:`harness.stages`. A sweep searches the
+    method's ``search_space`` (:mod:`hadamard_core.search_space`), without one the learning rate over a wide range.
     """
 
     paper: ClassVar[str]

@@ -1,7 +1,8 @@
 """Reads recipe files and merges them: dataclass defaults, the recipe, its parts for one task and for one method.
 
-A recipe is ``PRESET.toml`` in the task's ``recipes`` folder. Its top holds the settings that all methods share; a table
-``[methods.NAME]`` holds what differs for one method and may have the same keys, and ``[methods.NAME.method]`` besides::
+A recipe is ``PRESET.toml`` in the task's ``recipes`` folder, or any file that ``--recipe`` names. Its top holds the
+settings that all methods share; a table ``[methods.NAME]`` holds what differs for one method and may have the same
+keys, and ``[methods.NAME.method]`` besides::
 
     description = "what this preset is, and what it is not"
     model = "smollm2-135m"
@@ -47,10 +48,8 @@ T = TypeVar("T")
 
 # what a recipe may set at its top or below [methods.NAME], and the field of RunConfig that it means
 SHARED = {
-    **{
-        name: name
-        for name in ("description", "model", "seed", "score", "split", "eval_batch_size", "init_from", "train", "data")
-    },
+    **{name: name for name in ("description", "model", "seed", "score", "split", "eval_batch_size", "train", "data")},
+    **{name: name for name in ("init_from", "new_head")},
     "task": "task_settings",
 }
 FOR_ONE_METHOD = {**SHARED, "method": "method_settings"}
@@ -82,22 +81,50 @@ def build(method: str, task: str, preset: str) -> RunConfig:
             f"(known: {', '.join(known) or 'none'})"
         )
     config = bare(method, method_class, task, task_class, preset)
-    path = known[preset]
-    recipe = read_toml(path)
-    per_method, per_task = recipe.pop("methods", {}), recipe.pop("tasks", {})
-    config = merge_part(config, recipe, SHARED, str(path), "")
-    for name, part in per_task.items():
-        if not isinstance(part, Mapping):
-            raise UserError(f"{path}: tasks.{name} must be a table")
-        if name == task:
-            config = merge_part(config, part, SHARED, str(path), f"tasks.{name}.")
-    for name, part in per_method.items():
-        where = f"methods.{name}."
-        if name == method:
-            config = merge_part(config, part, FOR_ONE_METHOD, str(path), where)
-            config = merge_stages(config, part, str(path), where)
-        elif not isinstance(part, Mapping):
-            raise UserError(f"{path}: methods.{name} must be a table")
+    return _with_recipe(config, read_toml(known[preset]), str(known[preset]))
+
+
+def build_from_file(method: str, task: str, path: Path) -> RunConfig:
+    """Returns the configuration of a recipe file for one method, before the command line.
+
+    The file's name without ``.toml`` stands in the configuration as that of a preset would. A file that names methods
+    is for these: unlike a preset, made for a comparison, it says nothing about the others.
+
+    Raises:
+        UserError: an unknown method or task; a file that cannot be read or is for other methods; or a key or value in
+            it that does not exist.
+    """
+    method_class, task_class = registry.load("method", method), registry.load("task", task)
+    if not str(path).isprintable():
+        raise UserError(f"--recipe {str(path)!r} has characters that cannot be printed: rename the file")
+    try:
+        recipe = read_toml(path)
+    except OSError as error:
+        raise UserError(f"--recipe {path} cannot be read: {error.strerror}") from error
+    named = recipe.get("methods", {})
+    if named and isinstance(named, Mapping) and method not in named:
+        raise UserError(
+            f"--recipe {path} has settings for --method {' and '.join(named)}, and none for {method}: give the method "
+            "that it is for, or another recipe"
+        )
+    return _with_recipe(bare(method, method_class, task, task_class, path.stem), recipe, str(path))
+
+
+def _with_recipe(config: RunConfig, recipe: Mapping[str, Any], file: str) -> RunConfig:
+    """Returns a configuration with a recipe laid over it: the common part, then those of its task and its method."""
+    common = {key: value for key, value in recipe.items() if key not in ("tasks", "methods")}
+    config = merge_part(config, common, SHARED, file, "")
+    for kind, own, allowed in (("tasks", config.task, SHARED), ("methods", config.method, FOR_ONE_METHOD)):
+        parts = recipe.get(kind, {})
+        if not isinstance(parts, Mapping):
+            raise UserError(f"{file}: {kind} must be a table")
+        for name, part in parts.items():
+            if not isinstance(part, Mapping):
+                raise UserError(f"{file}: {kind}.{name} must be a table")
+            if name == own:
+                config = merge_part(config, part, allowed, file, f"{kind}.{name}.")
+                if allowed is FOR_ONE_METHOD:
+                    config = merge_stages(config, part, file, f"{kind}.{name}.")
     return config
 
 
@@ -190,6 +217,8 @@ def convert(value: Any, hint: Any) -> Any:
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
+        if value == "None" and types.NoneType in arguments:
+            return None
         for choice in arguments:
             try:
                 return convert(value, choice)

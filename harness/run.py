@@ -116,11 +116,14 @@ def begin(runs: Sequence[cli.CommandLine], directories: Sequence[RunDirectory]) 
             directory.create(run.config, run.overwrite)
 
 
-def execute(command: cli.CommandLine, directory: RunDirectory, begin: Callable[[], None]) -> dict[str, Any] | None:
+def execute(
+    command: cli.CommandLine, directory: RunDirectory, begin: Callable[[], None], quiet: bool = False
+) -> dict[str, Any] | None:
     """Returns the result of one run in the main process, None in the others, which wait there for the main one.
 
     Args:
         begin: called once everything is read and nothing speaks against the run.
+        quiet: say nothing of how it goes.
 
     Raises:
         UserError: anything the user gave cannot be used.
@@ -134,7 +137,7 @@ def execute(command: cli.CommandLine, directory: RunDirectory, begin: Callable[[
             return show_finished(directory) if is_main_process() else None
 
     accelerator = make_accelerator(config)
-    console = Console(accelerator.is_main_process)
+    console = Console(accelerator.is_main_process and not quiet)
     setup = prepare(config, accelerator, console)
     start = None
     if config.init_from:
@@ -173,9 +176,18 @@ def execute(command: cli.CommandLine, directory: RunDirectory, begin: Callable[[
 
 
 def train_stages(
-    setup: Setup, config: RunConfig, stores: Sequence[CheckpointStore], accelerator: Accelerator, console: Console
+    setup: Setup,
+    config: RunConfig,
+    stores: Sequence[CheckpointStore | None],
+    accelerator: Accelerator,
+    console: Console,
+    on_measured: Callable[[History], None] | None = None,
 ) -> tuple[nn.Module, list[History | None]]:
     """Trains one stage after another, each from its checkpoint if there is one.
+
+    Args:
+        stores: of each stage; None for one without checkpoints.
+        on_measured: as of :func:`harness.training.train`, in the last stage.
 
     Returns:
         The trained model, and what happened in each stage; None for one that is skipped.
@@ -191,7 +203,8 @@ def train_stages(
             if last and config.init_from:
                 init_from.copy_trained(config, setup.base, model)
             console.say(f"{stage.name}: {stage.trains}")
-        history = train(model, setup.workload, stage, accelerator, store, console)
+        watcher = on_measured if last else None
+        history = train(model, setup.workload, stage, accelerator, store, console, watcher)
         histories.append(history)
         model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         if not last:

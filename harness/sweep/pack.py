@@ -11,6 +11,7 @@ Trials come and go between two steps, so that one that ends or is pruned gives i
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hadamard_core.accounting import ParameterCounts, count_parameters
+from hadamard_core.accounting import ParameterCounts, bytes_saved_for_backward, count_parameters
 from hadamard_core.packing import AdapterPack
 from harness import models, stages
 from harness.checkpoint import History
@@ -55,6 +56,10 @@ MAY_DIFFER = frozenset(
     )
 )
 """The training settings in which trials of one pass may differ, beside seed, stages and the method's settings."""
+
+
+HEADROOM = 2.0
+"""A pass needs more than what autograd keeps: gradients of activations, and what products use up."""
 
 
 @dataclass
@@ -181,6 +186,21 @@ class Pack:
             self._pack.remove(trial.name)
         return over
 
+    def fitting(self) -> int:
+        """Returns how many trials like the first one here fit into the memory that is free, by what autograd keeps."""
+        trial, workload = self.trials[0], self._setup.workload
+        device, names = self._accelerator.device, [self.trials[0].name]
+        longest = sorted(workload.train, key=lambda feature: -len(feature["input_ids"]))
+        batch = collate(workload.task, workload.tokenizer, longest[: trial.training.plan.micro_batch], device)
+        model = self._pack.model.train()
+
+        def forward() -> Tensor:
+            called = ForSamples(model, names, self._accelerator)
+            return workload.task.losses(called, batch, label_smoothing=0.0)[0].sum()
+
+        kept = bytes_saved_for_backward(forward, [*model.parameters(), *model.buffers()])
+        return int(free_memory(device) / (HEADROOM * max(kept, 1)))
+
     def _of_seed(self, seed: int) -> tuple[Workload, dict | None]:
         """The examples that a run of this seed has, and what its heads start from; None for that of the model here."""
         if seed not in self._by_seed:
@@ -273,6 +293,13 @@ class Pack:
             self._enter_next_stage(trial)
         else:
             trial.ended = True
+
+
+def free_memory(device: torch.device) -> int:
+    """Returns the bytes that are free on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class ForSamples(nn.Module):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from peft import PeftModel
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from hadamard_adapter.config import ATTENTION_OUTPUT, HadamardAdapterConfig
 from hadamard_core.layer_selection import check_selection, layer_numbers, select_layers
 from hadamard_core.method import PeftMethod, Stage
+from hadamard_core.search_space import Domain, LogUniform
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,12 @@ class Hadamard(PeftMethod):
         Stage("stage1", "the head, on the frozen model", needs_head=True),
         Stage("stage2", "the adapter and the norms"),
     )
+    # The paper's rates are not known. Scales start at 1 and shifts at 0, as in HUT: at 1e-1 a step changes a scale by a
+    # tenth. The first stage trains a head alone, and has the range of that method.
+    search_space: ClassVar[Mapping[str, Domain]] = MappingProxyType(
+        {"train.learning_rate": LogUniform(1e-4, 1e-1), "stage1.learning_rate": LogUniform(1e-4, 1e-1)}
+    )
+    """The learning rates of the adapter and of the head before it."""
 
     position: Literal["context", "projection"] = "context"
     """Where the attention's output is taken: before (context) or after (projection) the output projection."""

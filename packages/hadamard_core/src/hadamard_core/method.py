@@ -6,7 +6,7 @@ method's settings. For a peft method this base class does the rest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -14,6 +14,8 @@ from typing import ClassVar
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
+
+from hadamard_core.search_space import DEFAULT, Domain
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,13 @@ class PeftMethod:
         paper: where the method is described.
         stages: the parts of its training, in order; none for a method that is applied and trained at once. The last one
             trains what :meth:`apply` returns, the others what :meth:`enter` returns.
+        search_space: what a sweep searches unless it is told otherwise: dotted keys of the run's configuration, such
+            as ``train.learning_rate`` and ``method.r``, and where their values lie.
     """
 
     paper: ClassVar[str]
     stages: ClassVar[tuple[Stage, ...]] = ()
+    search_space: ClassVar[Mapping[str, Domain]] = DEFAULT
 
     def enter(
         self, stage: str, model: PreTrainedModel, task_type: str, modules_to_save: Sequence[str] = ()

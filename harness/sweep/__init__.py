@@ -1,0 +1,1 @@
+"""Hyper-parameter sweeps with Optuna: ``python -m harness.sweep``."""

@@ -1,0 +1,138 @@
+"""A sweep in full: what is searched, by which sampler and pruner, in which study, towards what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna.study import Study
+
+from harness.config import RunConfig, to_tree
+from harness.protocols import Rule
+from harness.sweep.claims import Claims
+from harness.sweep.space import FIELDS, Space
+from harness.sweep.trial import Objective
+
+Sampler = Literal["tpe", "random", "grid", "gp", "nsga2"]
+Pruner = Literal["asha", "median", "none"]
+
+LEARNS = ("tpe", "gp", "nsga2")
+"""The samplers that look at the results of earlier trials."""
+
+
+@dataclass(frozen=True)
+class Finals:
+    """The runs that follow the trials: the best configuration, trained with several seeds and scored.
+
+    Attributes:
+        config: the best configuration, with the first seed.
+        directory: where the run directories go.
+    """
+
+    config: RunConfig
+    directory: Path
+
+    def run(self, slot: int) -> RunConfig:
+        """Returns the configuration of one of them."""
+        seed = self.config.seed + slot
+        return replace(self.config, seed=seed, output_dir=self.directory / f"seed{seed}")
+
+
+@dataclass(frozen=True)
+class Search:
+    """What all who work on a sweep have in common; it can be pickled.
+
+    Attributes:
+        storage: as of ``--storage``.
+        study: its name.
+        slots: how many trials there are.
+        config: the configuration of a trial, but for what is searched.
+        space: what is searched.
+        rule: what the quality of a trial is.
+        objectives: what a trial is judged by.
+        sampler_seed: what is drawn depends on it and on the slot.
+        beat_seconds: between two heartbeats.
+        grace_seconds: how long heartbeats may fail before a trial is put back.
+        finals: the runs that these slots are, if they are no trials.
+    """
+
+    storage: str
+    study: str
+    slots: int
+    config: RunConfig
+    space: Space
+    rule: Rule
+    objectives: tuple[Objective, ...]
+    sampler: Sampler
+    pruner: Pruner
+    sampler_seed: int
+    beat_seconds: float
+    grace_seconds: float
+    finals: Finals | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what must be the same for all who work on its study."""
+        tree = to_tree(self.config)
+        for key in self.space.parameters:
+            section, *path, last = key.split(".")
+            table = tree
+            for name in (*FIELDS.get(section, ("stages", section)), *path):
+                table = table[name]
+            table.pop(last, None)
+        for key in ("output_dir", "description", "eval_batch_size"):
+            tree.pop(key, None)
+        tree.get("data", {}).pop("dir", None)
+        return {
+            **tree,
+            "task_version": self.config.task_settings.version,
+            "space": self.space.identity(),
+            "sampler": self.sampler,
+            "pruner": self.pruner,
+            "sampler_seed": self.sampler_seed,
+        }
+
+
+def claims(search: Search, study: Study) -> Claims:
+    """Returns a worker's way to the slots of a sweep."""
+    study.pruner = make_pruner(search.pruner)
+    grid = search.space.grid() if search.sampler == "grid" and search.finals is None else None
+
+    def fixed(slot: int) -> Mapping[str, Any] | None:
+        return None if grid is None else search.space.to_params(grid[slot])
+
+    return Claims(
+        study,
+        search.slots,
+        sampler=lambda slot: make_sampler(search, slot),
+        fixed=fixed,
+        parameters=() if search.finals is not None else tuple(search.space.parameters),
+        beat_seconds=search.beat_seconds,
+        grace_seconds=search.grace_seconds,
+    )
+
+
+def make_sampler(search: Search, slot: int) -> optuna.samplers.BaseSampler:
+    """Returns the sampler of one slot: what it draws depends on the slot, and on the results that there are."""
+    seed = int(np.random.SeedSequence([search.sampler_seed, slot]).generate_state(1)[0])
+    # a third of the trials is drawn at random before a sampler learns, ten at most
+    first = min(10, max(3, search.slots // 3))
+    if search.sampler == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=first, multivariate=True)
+    if search.sampler == "gp":
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=first, deterministic_objective=False)
+    if search.sampler == "nsga2":
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, min(50, search.slots // 4)))
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def make_pruner(pruner: Pruner) -> optuna.pruners.BasePruner:
+    """Returns what ends trials early."""
+    if pruner == "asha":
+        return optuna.pruners.SuccessiveHalvingPruner(reduction_factor=3)
+    if pruner == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=4)
+    return optuna.pruners.NopPruner()

@@ -1,0 +1,396 @@
+"""A process of a sweep that works on trials: claims one after another, trains them alone or in packs, says what came.
+
+It ends after a group of trials, so that all memory is given back, and is started afresh while there is more to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import optuna
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from harness import run
+from harness.checkpoint import History
+from harness.cli import CommandLine
+from harness.config import RunConfig
+from harness.console import Console
+from harness.errors import UserError, one_line
+from harness.preparation import with_method
+from harness.protocols import Rule
+from harness.result import parameters, parameters_in_words
+from harness.rundir import RunDirectory
+from harness.sweep import search, trial
+from harness.sweep.claims import Claim, Claims, find_study
+from harness.sweep.pack import Pack, PackedTrial
+from harness.sweep.search import Search
+from harness.sweep.space import apply
+from harness.sweep.storage import open_storage
+from harness.training import Diverged
+
+LOOK_SECONDS = 3.0
+"""How often a pack with free places asks whether there is another trial."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker has to know; it can be pickled.
+
+    Attributes:
+        search: the sweep.
+        trials: how many trials it takes on before it ends.
+        pack: how many trials train together.
+        threads: of PyTorch on the CPU; None leaves it alone.
+        device: number of the GPU to use; None leaves it alone.
+        debug: keep warnings of libraries, and tracebacks of trials.
+    """
+
+    search: Search
+    trials: int
+    pack: int = 1
+    threads: int | None = None
+    device: int | None = None
+    debug: bool = False
+
+
+def work(job: Work) -> None:
+    """Works on trials until there are none to begin with, or the group is done."""
+    accelerator = start(job)
+    with claims_of(job.search) as claims:
+        if job.pack > 1:
+            Packing(job, claims, accelerator).work()
+        else:
+            Alone(job, claims, accelerator).work()
+
+
+def work_on_finals(job: Work) -> None:
+    """The same for the runs with several seeds that come after the trials."""
+    accelerator = start(job)
+    with claims_of(job.search) as claims:
+        Finishing(job, claims, accelerator).work()
+
+
+def start(job: Work) -> Accelerator:
+    """Prepares this process, and returns its Accelerator."""
+    if not job.debug:
+        run.quieten_libraries()
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    if job.device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(job.device)
+    return run.make_accelerator(job.search.config)
+
+
+@contextlib.contextmanager
+def claims_of(found: Search) -> Iterator[Claims]:
+    """Opens the sweep's study; claims that are held when the block is left are given back."""
+    storage = open_storage(found.storage)
+    claims = search.claims(found, find_study(storage, found.study))
+    try:
+        yield claims
+    finally:
+        claims.release()
+        claims.close()
+
+
+class Alone:
+    """Trains trials one after another, each in all processes of the launcher together, if there is one.
+
+    The main process claims and samples; the others get the finished configuration from it.
+    """
+
+    def __init__(self, job: Work, claims: Claims | None, accelerator: Accelerator) -> None:
+        self._job, self._search, self._claims, self._accelerator = job, job.search, claims, accelerator
+        self._reader = trial.Reader(accelerator, Console(False))
+
+    def work(self) -> int:
+        """Works on trials; returns how many it has ended."""
+        done = 0
+        while done < self._job.trials:
+            began = time.monotonic()
+            claim = self._claims.claim() if self._claims is not None else None
+            config = shared(self._accelerator, None if claim is None else configuration(self._search, claim))
+            if config is None:
+                break
+            self._train(claim, config, began)
+            done += 1
+        return done
+
+    def _train(self, claim: Claim | None, config: RunConfig | Exception, began: float) -> None:
+        found = self._search
+        try:
+            if isinstance(config, Exception):
+                raise config
+            watcher = self._watcher(claim)
+            outcome = trial.train(config, found.rule, self._reader, self._accelerator, watcher)
+            if claim is not None:
+                complete(found, claim, config, outcome, time.monotonic() - began - outcome.seconds)
+        except Exception as error:
+            if claim is not None:
+                end_early(found, claim, error, self._job.debug)
+        gc.collect()
+
+    def _watcher(self, claim: Claim | None) -> Callable[[History], None]:
+        def on_measured(history: History) -> None:
+            stop: bool | Exception = False
+            if claim is not None:
+                try:
+                    stop = report(self._search, claim, history)
+                except Exception as error:  # the other processes are waiting for an answer
+                    stop = error
+            stop = shared(self._accelerator, stop)
+            if stop:
+                raise stop if isinstance(stop, Exception) else trial.Pruned
+
+        return on_measured
+
+
+class Finishing:
+    """Trains and scores the best configuration with one seed after another, as ``harness.run`` does it."""
+
+    def __init__(self, job: Work, claims: Claims | None, accelerator: Accelerator) -> None:
+        self._job, self._search, self._claims, self._accelerator = job, job.search, claims, accelerator
+
+    def work(self) -> int:
+        """Works on runs; returns how many it has ended."""
+        done = 0
+        while done < self._job.trials:
+            claim = self._claims.claim() if self._claims is not None else None
+            slot = shared(self._accelerator, None if claim is None else claim.slot)
+            if slot is None:
+                break
+            self._run(claim, slot)
+            done += 1
+        return done
+
+    def _run(self, claim: Claim | None, slot: int) -> None:
+        """Trains and scores with the seed of a slot; goes on with a run that was stopped."""
+        assert self._search.finals is not None
+        config = self._search.finals.run(slot)
+        assert config.output_dir is not None
+        directory = RunDirectory(config.output_dir)
+        command = CommandLine(config, resume=shared(self._accelerator, directory.config.is_file()))
+        try:
+            with directory:
+                run.check(command, directory)
+                result = run.execute(command, directory, lambda: run.begin([command], [directory]), quiet=True)
+        except Exception as error:
+            if claim is not None:
+                end_early(self._search, claim, error, self._job.debug)
+            return
+        if claim is not None and result is not None:
+            metric = scored_metric(self._search.rule, result)
+            value = result["evaluations"][config.score[0]]["metrics"][metric]
+            claim.complete([value], {"result": trimmed(result)})
+
+
+def until_finished(
+    place: Alone | Finishing, claims: Claims | None, accelerator: Accelerator, tell: Callable[[], None]
+) -> None:
+    """Works in all processes of the launcher until every slot is filled, by this machine or others.
+
+    Args:
+        tell: called in the main process after each trial.
+    """
+    while True:
+        done = place.work()
+        if claims is not None:
+            tell()
+        if not shared(accelerator, None if claims is None else claims.unfinished()):
+            break
+        if not done:
+            time.sleep(LOOK_SECONDS)
+    if claims is not None:
+        claims.close_spares()
+        claims.close()
+
+
+def scored_metric(rule: Rule, result: Mapping[str, Any]) -> str:
+    """Returns the metric that a result is judged by: the one that selects, or the first one where that is no score."""
+    names = list(next(iter(result["evaluations"].values()))["metrics"])
+    return next((name for name in names if name == rule.metric or name.startswith(f"{rule.metric}_")), names[0])
+
+
+def shared(accelerator: Accelerator, value: Any) -> Any:
+    """Returns in all processes of the launcher what the main one has."""
+    if accelerator.num_processes == 1:
+        return value
+    found = [value]
+    broadcast_object_list(found)
+    return found[0]
+
+
+class Packing:
+    """Trains trials together; one that ends gives its place to the next."""
+
+    def __init__(self, job: Work, claims: Claims, accelerator: Accelerator) -> None:
+        self._job, self._search, self._claims = job, job.search, claims
+        self._accelerator, self._reader = accelerator, trial.Reader(accelerator, Console(False))
+        self._claimed: dict[str, tuple[Claim, int]] = {}
+        self._begun, self._asked, self._pack = 0, -LOOK_SECONDS, None
+
+    def work(self) -> None:
+        try:
+            self._fill()
+            while self._pack is not None and self._pack.trials:
+                for ended in self._pack.step():
+                    self._end(ended)
+                self._fill()
+        except Exception as error:  # of the pass that all of them shared
+            for claim, _ in self._claimed.values():
+                end_early(self._search, claim, error, self._job.debug)
+
+    def _fill(self) -> None:
+        """Takes on trials for the places that are free."""
+        while len(self._claimed) < self._job.pack and time.monotonic() - self._asked >= LOOK_SECONDS:
+            claim = self._claims.claim() if self._begun < self._job.trials else None
+            if claim is None:
+                self._asked = time.monotonic()
+                return
+            self._begun += 1
+            self._add(claim)
+
+    def _add(self, claim: Claim) -> None:
+        found, name = self._search, f"trial_{claim.trial.number}"
+        try:
+            config = configuration(found, claim)
+            if isinstance(config, Exception):
+                raise config
+            if self._pack is None:
+                rules = {trial.HELD_OUT: found.rule}
+                setup = self._reader.read(found.config, found.rule)
+                self._pack = Pack(setup, found.config, rules, self._accelerator, Console(False))
+
+            def on_measured(history: History) -> None:
+                if report(found, claim, history):
+                    raise trial.Pruned
+
+            self._pack.add(name, config, on_measured)
+        except Exception as error:
+            end_early(found, claim, error, self._job.debug)
+            return
+        self._claimed[name] = claim, 0
+        for key, (held, most) in self._claimed.items():
+            self._claimed[key] = held, max(most, len(self._claimed))
+
+    def _end(self, ended: PackedTrial) -> None:
+        claim, most = self._claimed.pop(ended.name)
+        if ended.error is not None:
+            end_early(self._search, claim, ended.error, self._job.debug, ended.history)
+            return
+        steps = max(1, ended.history.step)
+        outcome = trial.Outcome(ended.history, ended.counts, ended.seconds, ended.seconds / steps, most)
+        try:
+            complete(self._search, claim, ended.config, outcome, 0.0)
+        except UserError as error:
+            end_early(self._search, claim, error, self._job.debug, ended.history)
+
+
+def configuration(found: Search, claim: Claim) -> RunConfig | Exception:
+    """Returns the configuration of a trial, or why there is none."""
+    try:
+        return apply(found.config, found.space.suggest(claim.trial))
+    except Exception as error:
+        return error
+
+
+def report(found: Search, claim: Claim, history: History) -> bool:
+    """Tells the study of the last measurement; returns whether the trial should stop.
+
+    A trial that this process has lost stops too: somebody else makes it again.
+    """
+    if claim.lost:
+        return True
+    value = history.measurements[-1][found.rule.split][found.rule.metric]
+    if len(found.objectives) > 1 or value is None:
+        return False
+    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+        claim.trial.report(value, history.step)
+        return claim.trial.should_prune()
+    return True
+
+
+def complete(found: Search, claim: Claim, config: RunConfig, outcome: trial.Outcome, overhead: float) -> None:
+    """Ends a trial with its values.
+
+    Raises:
+        Undefined: it has none.
+    """
+    values = trial.values(found.objectives, config, found.rule, outcome)
+    attrs = {
+        **trial.facts(found.rule, outcome.history),
+        "seconds": round(outcome.seconds, 3),
+        "overhead_seconds": round(overhead, 3),
+        "step_seconds": outcome.step_seconds,
+        "trained_parameters": outcome.counts.trained,
+        "pack": outcome.pack,
+    }
+    claim.complete(values, attrs)
+
+
+def end_early(found: Search, claim: Claim, error: Exception, debug: bool, history: History | None = None) -> None:
+    """Ends a trial without a value, for the reason that the error gives."""
+    attrs = {} if history is None else {**trial.facts(found.rule, history), "seconds": round(history.seconds, 3)}
+    if isinstance(error, trial.Pruned):
+        claim.prune(attrs=attrs)
+        return
+    if debug and not isinstance(error, UserError):
+        raise error
+    told = one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
+    if trial.is_out_of_memory(error):
+        told = "the memory does not suffice: give a smaller --train.micro-batch-size, or a smaller --pack"
+    # A trial that diverged is a bad one, which the sampler is to learn; with several objectives it knows no bad ones.
+    if isinstance(error, (Diverged, trial.Undefined)) and len(found.objectives) == 1:
+        claim.prune(told, attrs)
+    else:
+        claim.fail(told, attrs)
+
+
+def trimmed(result: dict[str, Any]) -> dict[str, Any]:
+    """Returns a result without its curves, which would be most of what a study has to keep."""
+    without = {"loss_curve": [], "measurements": []}
+    stages = [{**stage, **(without if "loss_curve" in stage else {})} for stage in result.get("stages", [])]
+    return {**result, "train": {**result["train"], **without}, **({"stages": stages} if stages else {})}
+
+
+def try_out(job: Work, limit: int) -> tuple[str, int]:
+    """Reads everything and applies the method once, so that what cannot work is refused before the first trial.
+
+    Args:
+        limit: trials that may train together at most, where that is left to the memory; 0 where it is not.
+
+    Returns:
+        What a person is told of it, and how many trials train together.
+
+    Raises:
+        UserError: anything the user gave cannot be used.
+    """
+    accelerator = start(job)
+    found, pack = job.search, job.pack
+    setup = trial.Reader(accelerator, Console(False)).read(found.config, found.rule)
+    facts = setup.workload.task.facts
+    if pack == 1 and not limit:
+        counts = with_method(setup, found.config, {trial.HELD_OUT: found.rule}, accelerator).counts
+    else:
+        together = Pack(setup, found.config, {trial.HELD_OUT: found.rule}, accelerator, Console(False))
+        counts = together.add("trial_0", found.config, lambda history: None).counts
+        pack = max(1, min(limit, together.fitting())) if limit else pack
+    sizes = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in facts.items() if type(n) is int)
+    return f"data: {sizes}\n{parameters_in_words(parameters(counts))}", pack
+
+
+def with_place(job: Work, number: int, workers: int) -> Work:
+    """Returns what the ``number``-th of several workers on this machine gets: its share of cores, and a GPU."""
+    if workers == 1:
+        return job
+    devices = torch.cuda.device_count()
+    threads = None if "OMP_NUM_THREADS" in os.environ else max(1, (os.cpu_count() or 1) // workers)
+    return replace(job, threads=threads, device=number % devices if devices > 1 else None)
