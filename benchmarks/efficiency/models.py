@@ -24,6 +24,16 @@ ROLES = ("query", "value")
 # Shapes of well-known models by their model type and what differs from its defaults. The vocabulary is cut: the cost of
 # a step does not depend on it where the embeddings are frozen, and nobody wants 200 MB of them in a benchmark.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "minilm-l6": (
+        "bert",
+        {
+            "vocab_size": 1000,
+            "hidden_size": 384,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 12,
+            "intermediate_size": 1536,
+        },
+    ),
     "roberta-base": ("roberta", {"vocab_size": 1000}),
     "roberta-large": (
         "roberta",

@@ -78,7 +78,7 @@ class Claim:
         """
         if len(values) != len(self.trial.study.directions) or any(value != value for value in values):
             raise ValueError(f"{list(values)} are not the values of {len(self.trial.study.directions)} objectives")
-        return self._end(TrialState.COMPLETE, list(values), dict(attrs or {}))
+        return self._end(TrialState.COMPLETE, [float(value) for value in values], dict(attrs or {}))
 
     def prune(self, failure: str | None = None, attrs: Mapping[str, Any] | None = None) -> bool:
         """Ends the trial early, because the pruner said so or, with a sentence in ``failure``, because it diverged."""
