@@ -2,8 +2,8 @@
 
 K trials of a method, each with a batch of its own, take the same number of steps in two ways: one after another by the
 harness's training loop, and together by that of a sweep's packs. Both ways do everything that a step does: order of
-examples, batches, loss, clipping, optimiser, schedule. Their last losses are checked to be equal. The model has random
-weights, which decide nothing about time, and no dropout::
+examples, batches, loss, clipping, optimiser, schedule; making the models ready is not timed. How far their last losses
+differ is told. The model has random weights, which decide nothing about time, and no dropout::
 
     python -m benchmarks.efficiency.packed --batch-size 4 --length 32
     python -m benchmarks.efficiency.packed --device cuda --dtype bfloat16 --batch-size 8 --length 128
@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -119,24 +119,23 @@ def measure(settings: PackedSettings, method: str, pack: int) -> Row:
     accelerator = Accelerator(cpu=settings.torch_device.type == "cpu")
     trials = configurations(settings, method, pack)
     ways = {
-        "separate": lambda: [train_alone(model, features, trial, accelerator) for trial in trials],
-        "together": lambda: train_together(model, features, trials, accelerator),
+        "separate": lambda: alone(model, features, trials, accelerator),
+        "together": lambda: together(model, features, trials, accelerator),
     }
     turns, losses = [], {}
     for turn in range(settings.turns + 1):
         seconds = {}
         for name in sorted(ways, reverse=turn % 2 == 0):
+            train = ways[name]()
             wait_for(settings.torch_device)
             started = time.perf_counter()
-            losses[name] = ways[name]()
+            losses[name] = train()
             wait_for(settings.torch_device)
             seconds[name] = time.perf_counter() - started
         turns += [seconds] if turn else []  # the first one warms up
     difference = max(abs(ours - theirs) for ours, theirs in zip(losses["separate"], losses["together"], strict=True))
-    throughput = paired(turns, "separate", "together")
-    return Row(
-        method, pack, median_seconds(turns, "separate"), median_seconds(turns, "together"), throughput, difference
-    )
+    medians = [median_seconds(turns, name) for name in ("separate", "together")]
+    return Row(method, pack, *medians, paired(turns, "separate", "together"), difference)
 
 
 def build(settings: PackedSettings) -> PreTrainedModel:
@@ -171,31 +170,39 @@ def setup(model: PreTrainedModel, features: Sequence[dict[str, Any]]) -> Setup:
     return Setup(base, copy.deepcopy(model), (HEAD,), Workload(LoadedTokens(), None, features, {}), ())
 
 
-def train_alone(
-    model: PreTrainedModel, features: Sequence[dict[str, Any]], config: RunConfig, accelerator: Accelerator
-) -> float:
-    """Trains a trial as a run of its own; returns its last loss."""
-    ready = with_method(setup(model, features), config, {}, accelerator)
-    stores = [None] * len(ready.stages)
-    _, histories = train_stages(ready, config, stores, accelerator, Console(False))
-    accelerator.free_memory()
-    return last_loss(histories[-1])
-
-
-def train_together(
+def alone(
     model: PreTrainedModel, features: Sequence[dict[str, Any]], trials: Sequence[RunConfig], accelerator: Accelerator
-) -> list[float]:
-    """Trains all trials in one pack; returns their last losses."""
+) -> Callable[[], list[float]]:
+    """Prepares the trials as runs of their own; returns what trains them, and then returns their last losses."""
+    ready = [with_method(setup(model, features), config, {}, accelerator) for config in trials]
+
+    def train() -> list[float]:
+        found = []
+        for each, config in zip(ready, trials, strict=True):
+            _, histories = train_stages(each, config, [None] * len(each.stages), accelerator, Console(False))
+            accelerator.free_memory()
+            found.append(last_loss(histories[-1]))
+        return found
+
+    return train
+
+
+def together(
+    model: PreTrainedModel, features: Sequence[dict[str, Any]], trials: Sequence[RunConfig], accelerator: Accelerator
+) -> Callable[[], list[float]]:
+    """The same for all trials in one pack."""
     pack = Pack(setup(model, features), trials[0], {}, accelerator, Console(False))
-    for number, config in enumerate(trials):
-        pack.add(f"trial_{number}", config, lambda history: None)
-    ended = []
-    while pack.trials:
-        ended += pack.step()
-    for trial in ended:
-        if trial.error is not None:
-            raise trial.error
-    return [last_loss(trial.history) for trial in sorted(ended, key=lambda trial: int(trial.name.split("_")[1]))]
+    members = [pack.add(f"trial_{number}", config, lambda history: None) for number, config in enumerate(trials)]
+
+    def train() -> list[float]:
+        while pack.trials:
+            pack.step()
+        for member in members:
+            if member.error is not None:
+                raise member.error
+        return [last_loss(member.history) for member in members]
+
+    return train
 
 
 def last_loss(history: History | None) -> float:
