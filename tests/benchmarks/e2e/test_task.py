@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -181,3 +183,36 @@ def test_the_subset_is_pinned():
 def test_settings_that_mean_nothing_are_refused_by_their_flag(field, value):
     with pytest.raises(ValueError, match=f"--task.{field.replace('_', '-')} is {value}"):
         dataclasses.replace(E2E(), **{field: value})
+
+
+class TestHeldOut:
+    def test_all_texts_of_an_input_go_to_one_side(self):
+        loaded = E2E(held_out=0.1).load(DataConfig(), 0)
+        train, held = loaded.rows["train"], loaded.rows["held_out"]
+        meanings = [{row.meaning_representation for row in rows} for rows in (train, held)]
+        assert not meanings[0] & meanings[1]
+        assert len(meanings[1]) == math.ceil(0.1 * sum(map(len, meanings)))
+        everything = E2E().load(DataConfig(), 0).rows["train"]
+        assert Counter(train) + Counter(held) == Counter(everything)
+        assert loaded.facts["held_out_examples"] == len(held)
+
+    def test_is_the_same_for_every_seed_and_limit(self):
+        whole = E2E(held_out=0.1).load(DataConfig(), 0)
+        limited = E2E(held_out=0.1).load(DataConfig(train_limit=20, eval_limit=30), 7)
+        assert len(limited.rows["train"]) == 20
+        assert len(limited.rows["held_out"]) == 30
+        assert set(limited.rows["held_out"]) <= set(whole.rows["held_out"])
+        assert set(limited.rows["train"]) <= set(whole.rows["train"])
+        other = E2E(held_out=0.1, held_out_seed=1).load(DataConfig(), 0)
+        assert set(other.rows["held_out"]) != set(whole.rows["held_out"])
+
+    def test_selects_by_its_loss(self):
+        assert E2E().rules.keys() == {"best"}
+        rule = E2E(held_out=0.25).rules["held_out"]
+        assert (rule.split, rule.metric, rule.higher_is_better) == ("held_out", "loss", False)
+        assert rule.words == "lowest loss on the 25 % of train's inputs that are held out"
+
+    @pytest.mark.parametrize("share", [-0.1, 1.0, math.nan])
+    def test_needs_a_share_below_one(self, share):
+        with pytest.raises(ValueError, match=r"--task\.held-out is .*: it must be at least 0 and below 1"):
+            E2E(held_out=share)
