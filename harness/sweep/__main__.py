@@ -13,7 +13,7 @@ from typing import Any
 
 import optuna
 from accelerate import PartialState
-from optuna.study import Study, StudyDirection
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from harness import cli, result, run, summary
@@ -22,13 +22,14 @@ from harness.console import Console, clock, is_main_process, stdout_for_the_resu
 from harness.errors import UserError, run_command
 from harness.recipes import from_tree
 from harness.rundir import RunDirectory, write_text
-from harness.sweep import command, page, recipe, search, show, supervision, trial, worker
+from harness.sweep import command, findings, page, recipe, search, show, supervision, trial, worker
 from harness.sweep.claims import filled_trials, find_study, open_study
 from harness.sweep.command import Sweep, SweepCommand
 from harness.sweep.domains import decode
 from harness.sweep.slots import FAILURE
 from harness.sweep.space import apply
 from harness.sweep.storage import open_storage, without_password
+from harness.sweep.studies import OBJECTIVES
 from harness.sweep.worker import Work
 
 CONFIG = "config"
@@ -207,8 +208,10 @@ def trial_in_words(study: Study, found: FrozenTrial) -> str:
         how = ", ".join(f"{value:.4f}" for value in found.values)
     else:
         how = found.user_attrs.get(FAILURE, "pruned")
-    best = best_of(filled_trials(study), study.directions[0])
-    so_far = f"; best {best.values[0]:.4f} (trial {best.user_attrs['slot']})" if best is not None else ""
+    best = best_by_quality(study, filled_trials(study))
+    so_far = ""
+    if best is not None:
+        so_far = f"; best {best.values[place_of_quality(study)]:.4f} (trial {best.user_attrs['slot']})"
     return f"trial {found.user_attrs['slot']} with {params}: {how}{so_far}"
 
 
@@ -226,19 +229,22 @@ def best_trial(study: Study, found: search.Search) -> FrozenTrial | None:
         UserError: every trial failed.
     """
     filled = filled_trials(study, found.slots)
-    place = found.objectives.index("quality")
-    best = best_of(filled, study.directions[place], place)
+    best = best_by_quality(study, filled)
     if best is None and filled:
         reasons = [each.user_attrs.get(FAILURE, "pruned") for each in filled]
         raise UserError(f"no trial of {found.study} has a value; the first one: {reasons[0]}")
     return best
 
 
-def best_of(filled: Sequence[FrozenTrial], direction: StudyDirection, place: int = 0) -> FrozenTrial | None:
-    """Returns the best complete trial by one objective; of equals the first."""
+def best_by_quality(study: Study, filled: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    """Returns the best complete trial by the metric on held-out examples, whatever the other objectives say."""
     complete = [each for each in filled if each.state == TrialState.COMPLETE]
-    sign = 1 if direction == StudyDirection.MAXIMIZE else -1
-    return max(complete, key=lambda each: sign * each.values[place], default=None)
+    return findings.best(complete, study.directions, place_of_quality(study))
+
+
+def place_of_quality(study: Study) -> int:
+    """Returns which of the objectives the metric on held-out examples is."""
+    return next(index for index, name in enumerate(study.user_attrs[OBJECTIVES]) if name.startswith("held-out"))
 
 
 def conclusion(study: Study, finals: Sequence[FrozenTrial], directory: Path, as_json: bool) -> str:
@@ -268,18 +274,17 @@ def conclusion(study: Study, finals: Sequence[FrozenTrial], directory: Path, as_
 def write_recipe(study: Study, found: Mapping[str, Any], path: Path) -> bool:
     """Writes the configuration of the best trial, of the best quality where there are several objectives."""
     attrs = study.user_attrs
-    names = [entry["name"] for entry in found["objectives"]]
-    place = next(index for index, name in enumerate(names) if name.startswith("held-out"))
-    best = best_of(filled_trials(study), study.directions[place], place)
+    best = best_by_quality(study, filled_trials(study))
     if best is None:
         return False
     tree = dict(attrs[CONFIG])
     config = from_tree(tree.pop("method"), tree.pop("task"), tree, f"study {study.study_name}")
     hints = cli.keys(config)
     values = {key: decode(key, value, cli.plain(hints[key])) for key, value in best.params.items()}
+    place = place_of_quality(study)
     comment = [
-        f"The best of {found['trials']['filled']} trials of the sweep {study.study_name}: {names[place]} "
-        f"{best.values[place]:.6g} (trial {best.user_attrs['slot']}).",
+        f"The best of {found['trials']['filled']} trials of the sweep {study.study_name}: "
+        f"{attrs[OBJECTIVES][place]} {best.values[place]:.6g} (trial {best.user_attrs['slot']}).",
     ]
     write_text(path, recipe.text(apply(config, values), comment))
     return True

@@ -29,22 +29,40 @@ Readings = Iterable[tuple[str, int, float]]
 
 
 def pareto_front(complete: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[FrozenTrial]:
-    """Returns the trials that no other one dominates, best in the first objective first, then by slot.
+    """Returns the trials that no other one dominates, best in the first objective first; equals as :func:`best` has it.
 
     A trial dominates another one where it is at least as good in every objective and better in one. With a single
     objective these are all trials with the best value.
     """
-    signs = [-1 if direction == StudyDirection.MAXIMIZE else 1 for direction in directions]
-
-    def costs(trial: FrozenTrial) -> list[float]:
-        return [sign * value for sign, value in zip(signs, trial.values, strict=True)]
 
     def dominates(one: FrozenTrial, other: FrozenTrial) -> bool:
-        pairs = list(zip(costs(one), costs(other), strict=True))
+        pairs = list(zip(_costs(one, directions), _costs(other, directions), strict=True))
         return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
     front = [trial for trial in complete if not any(dominates(other, trial) for other in complete)]
-    return sorted(front, key=lambda trial: (costs(trial), trial.user_attrs[SLOT]))
+    return sorted(front, key=lambda trial: (_costs(trial, directions), *_among_equals(trial)))
+
+
+def best(
+    complete: Sequence[FrozenTrial], directions: Sequence[StudyDirection], objective: int = 0
+) -> FrozenTrial | None:
+    """Returns the best trial by one objective; of equals the one with the lowest held-out loss, then the first.
+
+    A metric such as Matthews correlation is 0 for all trials that have learned no more than the larger class.
+    """
+    return min(complete, key=lambda trial: (_costs(trial, directions)[objective], *_among_equals(trial)), default=None)
+
+
+def _costs(trial: FrozenTrial, directions: Sequence[StudyDirection]) -> list[float]:
+    return [
+        -value if direction == StudyDirection.MAXIMIZE else value
+        for direction, value in zip(directions, trial.values, strict=True)
+    ]
+
+
+def _among_equals(trial: FrozenTrial) -> tuple[float, int]:
+    losses = [metrics["loss"] for _, metrics in trial.user_attrs.get("measured", ()) if metrics.get("loss") is not None]
+    return min(losses, default=math.inf), trial.user_attrs[SLOT]
 
 
 def numbered_by_slot(study: Study, counted: Iterable[FrozenTrial]) -> Study:
