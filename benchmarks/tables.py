@@ -1,6 +1,7 @@
 """Tables of committed results: ``python -m benchmarks.tables FOLDER`` prints them as Markdown.
 
-A folder holds the ``result.json`` files of runs that belong together, under any names. Of a method's learning rates the
+A folder holds the ``result.json`` files of runs that belong together, under any names, or the ``sweep.json`` files of
+sweeps (:mod:`benchmarks.sweep_tables`). Of a method's learning rates the
 one is shown whose runs did best on the held-out part; the validation split has no say in it. The second table shows all
 that were tried. ``benchmarks/README.md`` holds what this prints, which a test checks.
 """
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from benchmarks import sweep_tables
 from harness import result
 from harness.config import flatten
 from harness.errors import UserError, run_command
@@ -225,7 +227,14 @@ def search_table(groups: Sequence[Group]) -> list[str]:
 
 
 def tables(folder: Path) -> str:
-    """Returns both tables as Markdown."""
+    """Returns a folder's tables as Markdown: of runs, or of sweeps.
+
+    Raises:
+        UserError: the folder holds neither, or what does not belong together.
+    """
+    paths = sorted(folder.glob("*.json"))
+    if paths and sweep_tables.is_sweep(paths[0]):
+        return sweep_tables.tables(paths)
     groups = read_groups(folder)
     return "\n".join([*main_table(groups), "", *search_table(groups)])
 

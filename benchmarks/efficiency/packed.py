@@ -115,7 +115,7 @@ class Row:
 def measure(settings: PackedSettings, method: str, pack: int) -> Row:
     """Times both ways in turn."""
     model = build(settings)
-    features = examples(settings)
+    features = examples(settings, model.config.vocab_size)
     accelerator = Accelerator(cpu=settings.torch_device.type == "cpu")
     trials = configurations(settings, method, pack)
     ways = {
@@ -147,11 +147,11 @@ def build(settings: PackedSettings) -> PreTrainedModel:
     return model.to(settings.torch_device, settings.torch_dtype).requires_grad_(False)
 
 
-def examples(settings: PackedSettings) -> list[dict[str, Any]]:
+def examples(settings: PackedSettings, vocabulary: int) -> list[dict[str, Any]]:
     """Returns the training examples."""
     random = torch.Generator().manual_seed(settings.seed)
     count = settings.batch_size * settings.steps
-    ids = torch.randint(5, 900, (count, settings.length), generator=random).tolist()
+    ids = torch.randint(5, vocabulary, (count, settings.length), generator=random).tolist()
     labels = torch.randint(2, (count,), generator=random).tolist()
     return [{"input_ids": own, "labels": label} for own, label in zip(ids, labels, strict=True)]
 

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hadamard_core.accounting import ParameterCounts, bytes_saved_for_backward, count_parameters
+from hadamard_core.method import PeftMethod
 from hadamard_core.packing import AdapterPack
 from harness import models, stages
 from harness.checkpoint import History
@@ -72,6 +73,7 @@ class PackedTrial:
         on_measured: called after each measurement in the last stage; what it raises ends the trial.
         workload: its training and held-out examples.
         counts: its parameters by group, over all stages.
+        steps: optimiser steps of all its stages.
         seconds: its share of the time that passes took, and its measurements.
         error: what ended it before its last step.
         ended: whether it is over.
@@ -82,6 +84,7 @@ class PackedTrial:
     on_measured: Callable[[History], None]
     workload: Workload
     counts: ParameterCounts
+    steps: int = 0
     seconds: float = 0.0
     error: Exception | None = None
     ended: bool = False
@@ -138,6 +141,11 @@ class Pack:
         """
         check_shared(self._config, config)
         method = config.method_settings
+        if not isinstance(method, PeftMethod):
+            raise UserError(
+                f"--method {config.method} trains no vectors beside a frozen model, so that its trials cannot share a "
+                "pass: leave out --pack"
+            )
         workload, heads = self._of_seed(config.seed)
         plans = stages.declared(config, bool(self._setup.modules_to_save), self._rules)
         plans = stages.with_steps(plans, workload.train, 1)
@@ -177,6 +185,7 @@ class Pack:
         for trial in trials:
             trial.seconds += share
             if trial.error is None:
+                trial.steps += 1
                 self._after_step(trial)
         over = [trial for trial in trials if trial.ended or trial.error is not None]
         for trial in over:

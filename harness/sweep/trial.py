@@ -46,6 +46,7 @@ class Outcome:
 
     Attributes:
         history: of its last stage.
+        steps: optimiser steps of all stages.
         counts: its parameters by group.
         seconds: of training and measuring.
         step_seconds: the time of a step, without measuring.
@@ -53,6 +54,7 @@ class Outcome:
     """
 
     history: History
+    steps: int
     counts: ParameterCounts
     seconds: float
     step_seconds: float
@@ -130,7 +132,6 @@ def facts(rule: Rule, history: History) -> dict[str, Any]:
     every = max(1, -(-len(history.losses) // CURVE_POINTS))
     curve = history.losses[every - 1 :: every]
     return {
-        "steps": history.step,
         "curve": [[entry["step"], entry["loss"]] for entry in curve],
         "measured": [[entry["step"], entry[rule.split]] for entry in history.measurements],
     }
@@ -176,11 +177,13 @@ def train(
     reader: Reader,
     accelerator: Accelerator,
     on_measured: Callable[[History], None],
+    spent: dict[str, Any],
 ) -> Outcome:
     """Trains a trial alone.
 
     Args:
         on_measured: called in all processes after each measurement in the last stage; what it raises ends the trial.
+        spent: gets what the study keeps of a trial that ends early, as it was at the last measurement.
 
     Raises:
         Diverged: a loss is not finite.
@@ -193,18 +196,24 @@ def train(
     if config.init_from:
         start = stages.applied(config, setup.stages, setup.model, setup.modules_to_save)
         init_from.copy_trained(config, setup.base, start)
+    earlier = sum(stage.plan.total for stage in setup.stages[:-1] if stage.plan is not None)
     started = time.monotonic()
+
+    def watched(history: History) -> None:
+        spent.update(facts(rule, history), steps=earlier + history.step, seconds=round(time.monotonic() - started, 3))
+        on_measured(history)
+
     try:
         counts = setup.counts
         nobody = [None] * len(setup.stages)
-        _, histories = run.train_stages(setup, config, nobody, accelerator, Console(False), on_measured)
+        _, histories = run.train_stages(setup, config, nobody, accelerator, Console(False), watched)
     finally:
         setup.model = None
         accelerator.free_memory()
     seconds = time.monotonic() - started
     trained = [history for history in histories if history is not None]
     steps = sum(history.step for history in trained)
-    return Outcome(trained[-1], counts, seconds, (seconds - sum(timed.seconds)) / steps)
+    return Outcome(trained[-1], steps, counts, seconds, (seconds - sum(timed.seconds)) / steps)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -125,17 +125,17 @@ class Alone:
         return done
 
     def _train(self, claim: Claim | None, config: RunConfig | Exception, began: float) -> None:
-        found = self._search
+        found, spent = self._search, {}
         try:
             if isinstance(config, Exception):
                 raise config
             watcher = self._watcher(claim)
-            outcome = trial.train(config, found.rule, self._reader, self._accelerator, watcher)
+            outcome = trial.train(config, found.rule, self._reader, self._accelerator, watcher, spent)
             if claim is not None:
                 complete(found, claim, config, outcome, time.monotonic() - began - outcome.seconds)
         except Exception as error:
             if claim is not None:
-                end_early(found, claim, error, self._job.debug)
+                end_early(found, claim, error, self._job.debug, spent)
         gc.collect()
 
     def _watcher(self, claim: Claim | None) -> Callable[[History], None]:
@@ -283,15 +283,16 @@ class Packing:
 
     def _end(self, ended: PackedTrial) -> None:
         claim, most = self._claimed.pop(ended.name)
+        spent = {**trial.facts(self._search.rule, ended.history), "steps": ended.steps, "seconds": ended.seconds}
         if ended.error is not None:
-            end_early(self._search, claim, ended.error, self._job.debug, ended.history)
+            end_early(self._search, claim, ended.error, self._job.debug, spent)
             return
-        steps = max(1, ended.history.step)
-        outcome = trial.Outcome(ended.history, ended.counts, ended.seconds, ended.seconds / steps, most)
+        each = ended.seconds / ended.steps
+        outcome = trial.Outcome(ended.history, ended.steps, ended.counts, ended.seconds, each, most)
         try:
             complete(self._search, claim, ended.config, outcome, 0.0)
         except UserError as error:
-            end_early(self._search, claim, error, self._job.debug, ended.history)
+            end_early(self._search, claim, error, self._job.debug, spent)
 
 
 def configuration(found: Search, claim: Claim) -> RunConfig | Exception:
@@ -327,6 +328,7 @@ def complete(found: Search, claim: Claim, config: RunConfig, outcome: trial.Outc
     values = trial.values(found.objectives, config, found.rule, outcome)
     attrs = {
         **trial.facts(found.rule, outcome.history),
+        "steps": outcome.steps,
         "seconds": round(outcome.seconds, 3),
         "overhead_seconds": round(overhead, 3),
         "step_seconds": outcome.step_seconds,
@@ -336,9 +338,10 @@ def complete(found: Search, claim: Claim, config: RunConfig, outcome: trial.Outc
     claim.complete(values, attrs)
 
 
-def end_early(found: Search, claim: Claim, error: Exception, debug: bool, history: History | None = None) -> None:
+def end_early(
+    found: Search, claim: Claim, error: Exception, debug: bool, attrs: Mapping[str, Any] | None = None
+) -> None:
     """Ends a trial without a value, for the reason that the error gives."""
-    attrs = {} if history is None else {**trial.facts(found.rule, history), "seconds": round(history.seconds, 3)}
     if isinstance(error, trial.Pruned):
         claim.prune(attrs=attrs)
         return

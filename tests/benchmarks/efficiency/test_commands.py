@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks.efficiency import flops, inference, op, plot, step
+from benchmarks.efficiency import flops, inference, op, packed, plot, step
 from benchmarks.efficiency.variants import VARIANTS
 from harness.errors import UserError
 
@@ -74,6 +74,18 @@ def test_growth(tiny, run, stored):
         assert by_kind["tokens", name] == [(size, "floor") for size in ("1 x 1", "1 x 8", "4 x 8", "16 x 8")]
         assert by_kind["adapters", name] == [(f"{k} in a batch", "1 in a batch") for k in (1, 2, 4)]
     assert "growth with" in out
+
+
+def test_packed(tiny, run, stored):
+    arguments, read = stored
+    code, out, err = run(packed.main, [*tiny, *arguments, "--pack", "1", "3", "--steps", "2"])
+    assert (code, err) == (0, "")
+    rows = read("packed")["rows"]
+    assert [(row["method"], row["pack"]) for row in rows] == [(m, k) for m in ("hut", "hadamard") for k in (1, 3)]
+    for row in rows:
+        assert f"{row['method']}, {row['pack']} trials" in out
+        assert len(row["throughput"]["values"]) == 2
+        assert 0 <= row["difference"] < 1e-5  # the same training, in both ways
 
 
 def test_plot(tiny, run, tmp_path):
