@@ -119,9 +119,9 @@ class RunConfig:
     """Everything that decides what a run computes."""
 
     method: str
-    """How the model is adapted; --list shows the choices. Its own settings are the --method.* flags."""
+    """How the model is adapted; harness.run --list shows the choices. Its own settings are the --method.* flags."""
     task: str
-    """What is learned and scored; --list shows the choices. Its own settings are the --task.* flags."""
+    """What is learned and scored; harness.run --list shows the choices. Its own settings are the --task.* flags."""
     method_settings: Annotated[Any, tyro.conf.arg(name="method")]
     task_settings: Annotated[Any, tyro.conf.arg(name="task")]
     preset: str = "quick"
@@ -132,7 +132,7 @@ class RunConfig:
     seed: int = 0
     """Fixes the start of the method's parameters, the data's order and subsets, and dropout."""
     output_dir: Path | None = None
-    """The run directory; runs/TASK-METHOD-PRESET-seedSEED if not given."""
+    """The run directory, runs/TASK-METHOD-PRESET-seedSEED if not given; the folder of a sweep, runs/sweeps/STUDY."""
     score: tuple[str, ...] = ("last",)
     """Which parameters are scored: last, those of the last step, and any that the task has a rule to select by."""
     split: Literal["validation", "test"] = "test"

@@ -2,10 +2,13 @@
 
 import re
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
+
+from harness.sweep import command
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -14,6 +17,7 @@ DOCUMENTS = [
     *ROOT.glob("packages/*/README.md"),
     ROOT / "benchmarks/README.md",
     *ROOT.glob("benchmarks/*/README.md"),
+    *ROOT.glob("docs/*.md"),
 ]
 
 
@@ -34,6 +38,15 @@ def test_commands_explain_themselves(module, monkeypatch, capsys):
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     assert not exit_.value.code
     assert "usage" in capsys.readouterr().out.lower()
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in mentioned(r"(?m)^python -m harness\.sweep (--.*)") if "$" not in line]
+)
+def test_sweeps_can_be_made_as_they_are_written(line):
+    argv = shlex.split(line, comments=True)
+    given, space = command.parse(argv)
+    assert given.show or command.make(given, space, argv).search.slots
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

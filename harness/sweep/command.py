@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +11,10 @@ import tyro
 
 from harness import cli
 from harness.cli import Switch
-from harness.config import RunConfig, to_tree, validate
+from harness.config import RunConfig, validate
 from harness.errors import UserError
 from harness.sweep import pack, trial
-from harness.sweep.search import LEARNS, Finals, Pruner, Sampler, Search
+from harness.sweep.search import LEARNS, Finals, Pruner, Sampler, Search, mark_of_finals
 from harness.sweep.space import Space, apply, build
 from harness.sweep.trial import Objective
 
@@ -96,8 +94,7 @@ class Sweep:
     def finals(self, values: Mapping[str, Any]) -> Search:
         """Returns the runs with several seeds of the best values."""
         config = apply(self.command.config, values)
-        digest = hashlib.sha256(json.dumps(to_tree(replace(config, output_dir=None)), sort_keys=True).encode())
-        name = f"final-{digest.hexdigest()[:8]}"
+        name = mark_of_finals(config)
         return replace(
             self.search,
             study=f"{self.search.study}-{name}",

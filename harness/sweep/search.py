@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,16 +78,13 @@ class Search:
 
     def identity(self) -> dict[str, Any]:
         """Returns what must be the same for all who work on its study."""
-        tree = to_tree(self.config)
+        tree = common(self.config)
         for key in self.space.parameters:
             section, *path, last = key.split(".")
             table = tree
             for name in (*FIELDS.get(section, ("stages", section)), *path):
                 table = table[name]
             table.pop(last, None)
-        for key in ("output_dir", "description", "eval_batch_size"):
-            tree.pop(key, None)
-        tree.get("data", {}).pop("dir", None)
         return {
             **tree,
             "task_version": self.config.task_settings.version,
@@ -94,6 +93,21 @@ class Search:
             "pruner": self.pruner,
             "sampler_seed": self.sampler_seed,
         }
+
+
+def common(config: RunConfig) -> dict[str, Any]:
+    """Returns the settings that decide about numbers: folders may differ from machine to machine, and words too."""
+    tree = to_tree(config)
+    for key in ("output_dir", "description", "eval_batch_size"):
+        tree.pop(key, None)
+    tree.get("data", {}).pop("dir", None)
+    return tree
+
+
+def mark_of_finals(config: RunConfig) -> str:
+    """Returns what marks the final runs of a configuration: the end of their study's name, and their folder."""
+    digest = hashlib.sha256(json.dumps(common(config), sort_keys=True).encode())
+    return f"final-{digest.hexdigest()[:8]}"
 
 
 def claims(search: Search, study: Study) -> Claims:
