@@ -14,7 +14,7 @@ from harness.cli import Switch
 from harness.config import RunConfig, validate
 from harness.errors import UserError
 from harness.sweep import pack, trial
-from harness.sweep.search import LEARNS, Finals, Pruner, Sampler, Search, mark_of_finals
+from harness.sweep.search import LEARNS, Finals, Pruner, Sampler, Search, mark_of_finals, own_storage
 from harness.sweep.space import Space, apply, build
 from harness.sweep.trial import Objective
 
@@ -151,11 +151,6 @@ def make(command: SweepCommand, given: Mapping[str, Sequence[str]], argv: Sequen
         grace_seconds=command.grace,
     )
     return Sweep(command, search, directory)
-
-
-def own_storage(directory: Path) -> str:
-    """Returns the storage of a sweep that is given none: a SQLite file in its folder."""
-    return f"sqlite:///{directory / 'study.db'}"
 
 
 def check(command: SweepCommand) -> None:

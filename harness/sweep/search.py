@@ -15,12 +15,16 @@ from optuna.study import Study
 
 from harness.config import RunConfig, to_tree
 from harness.protocols import Rule
-from harness.sweep.claims import Claims
+from harness.sweep.claims import Claims, open_study
 from harness.sweep.space import FIELDS, Space
-from harness.sweep.trial import Objective
+from harness.sweep.storage import open_storage
+from harness.sweep.trial import Objective, directions, objective_names
 
 Sampler = Literal["tpe", "random", "grid", "gp", "nsga2"]
 Pruner = Literal["asha", "median", "none"]
+
+CONFIG = "config"
+"""User attribute of a study: the configuration of its final runs, but for what is searched."""
 
 LEARNS = ("tpe", "gp", "nsga2")
 """The samplers that look at the results of earlier trials."""
@@ -108,6 +112,42 @@ def mark_of_finals(config: RunConfig) -> str:
     """Returns what marks the final runs of a configuration: the end of their study's name, and their folder."""
     digest = hashlib.sha256(json.dumps(common(config), sort_keys=True).encode())
     return f"final-{digest.hexdigest()[:8]}"
+
+
+def own_storage(directory: Path) -> str:
+    """Returns the storage of a sweep that is given none: a SQLite file in its folder."""
+    return f"sqlite:///{directory / 'study.db'}"
+
+
+def exists(found: Search) -> bool:
+    """Whether the study is there; a file that would be its storage is not made.
+
+    Raises:
+        UserError: the storage cannot be opened.
+    """
+    kind, _, path = found.storage.partition(":")
+    if kind in ("sqlite", "journal") and not Path(path.removeprefix("///")).exists():
+        return False
+    return found.study in {each.study_name for each in open_storage(found.storage).get_all_studies()}
+
+
+def join(found: Search, config: RunConfig) -> Study:
+    """Creates a sweep's study, or joins it.
+
+    Args:
+        config: of its final runs, but for what is searched.
+
+    Raises:
+        UserError: the storage cannot be opened, or the study is another sweep's.
+    """
+    names = objective_names(found.objectives, found.rule)
+    ways = directions(found.objectives, found.rule)
+    if found.finals is not None:
+        names, ways = ["score"], ["maximize"]
+    study = open_study(open_storage(found.storage), found.study, ways, found.identity(), names)
+    if CONFIG not in study.user_attrs:
+        study.set_user_attr(CONFIG, to_tree(replace(config, output_dir=None)))
+    return study
 
 
 def claims(search: Search, study: Study) -> Claims:

@@ -6,15 +6,18 @@ whatever memory it took is given back. They end when this process is gone, howev
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
+import multiprocessing.forkserver
 import multiprocessing.process
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
+
+from safetensors import SafetensorError
 
 from harness.errors import UserError
 
@@ -29,6 +32,12 @@ def context() -> Any:
     """Returns the way processes are started; the first call starts importing what they need."""
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(["harness.sweep.worker"])
+    # Ctrl-C reaches all processes of a terminal: the one that a person started ends the others, which leave it alone.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
     return found
 
 
@@ -41,8 +50,7 @@ def start(target: Callable[..., None], *arguments: Any) -> Process:
 
 def _in_worker(target: Callable[..., None], *arguments: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt):
-        target(*arguments)
+    target(*arguments)
 
 
 def _end_with_parent() -> None:
@@ -57,6 +65,7 @@ def answer(target: Callable[..., Any], *arguments: Any) -> Any:
 
     Raises:
         UserError: it raised that, or the process died.
+        OSError, SafetensorError: it raised that.
     """
     here, there = context().Pipe(duplex=False)
     process = start(_send, there, target, *arguments)
@@ -70,16 +79,17 @@ def answer(target: Callable[..., Any], *arguments: Any) -> Any:
             "little memory is one reason"
         ) from None
     process.join()
-    if isinstance(found, UserError):
+    if isinstance(found, Exception):
         raise found
     return found
 
 
 def _send(connection: Connection, target: Callable[..., Any], *arguments: Any) -> None:
     try:
-        connection.send(target(*arguments))
-    except UserError as error:
-        connection.send(error)
+        found = target(*arguments)
+    except (UserError, OSError, SafetensorError) as error:  # what a command tells in a sentence
+        found = error
+    connection.send(found)
 
 
 def keep_busy(

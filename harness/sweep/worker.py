@@ -117,10 +117,10 @@ class Alone:
         while done < self._job.trials:
             began = time.monotonic()
             claim = self._claims.claim() if self._claims is not None else None
-            config = shared(self._accelerator, None if claim is None else configuration(self._search, claim))
-            if config is None:
+            found = shared(self._accelerator, None if claim is None else (configuration(self._search, claim),))
+            if found is None:
                 break
-            self._train(claim, config, began)
+            self._train(claim, found[0], began)
             done += 1
         return done
 
@@ -220,12 +220,21 @@ def scored_metric(rule: Rule, result: Mapping[str, Any]) -> str:
 
 
 def shared(accelerator: Accelerator, value: Any) -> Any:
-    """Returns in all processes of the launcher what the main one has."""
-    if accelerator.num_processes == 1:
-        return value
+    """Returns in all processes of the launcher what the main one has; raises it where it is a :class:`UserError`."""
     found = [value]
-    broadcast_object_list(found)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    if isinstance(found[0], UserError):
+        raise found[0]
     return found[0]
+
+
+def attempt(action: Callable[[], Any]) -> Any:
+    """Returns what ``action`` returns, or the :class:`UserError` that it raises."""
+    try:
+        return action()
+    except UserError as error:
+        return error
 
 
 class Packing:
