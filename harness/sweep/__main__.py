@@ -145,7 +145,8 @@ def in_all_processes(job: Work, sweep: Sweep, console: Console) -> tuple[Study |
         study = join() if is_main_process() else None
     if in_main(lambda: study is None or len(filled_trials(study, found.slots)) < found.slots):
         console.say(worker.try_out(job, 0)[0])
-        study = study or (join() if is_main_process() else None)
+        in_main(lambda: join() is not None)
+        study = join() if is_main_process() else None
     claims = search.claims(found, study) if study is not None else None
     progress = Progress(found.slots, 1, console, lambda t: trial_in_words(study, t))
     if claims is not None:

@@ -19,6 +19,7 @@ from harness.errors import UserError
 from harness.sweep import findings, words
 from harness.sweep.slots import FAILURE, SLOT, Slot, slots_of
 
+SCHEMA_VERSION = 1
 SHOWN_ROWS = 40
 
 
@@ -38,6 +39,7 @@ def summary(study: Study) -> dict[str, Any]:
     rows = [_row(trial) for trial in counted]
     searched = [name for name, entry in space(complete).items() if not words.is_fixed(entry)]
     return {
+        "schema_version": SCHEMA_VERSION,
         "study": study.study_name,
         "identity": study.user_attrs["identity"],
         "objectives": objectives,

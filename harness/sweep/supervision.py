@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 
 from harness.errors import UserError
 
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 2.0
 MOST_DEATHS = 5
 """Workers that die one after another before the sweep is given up: it is no single trial that kills them."""
 

@@ -1,0 +1,172 @@
+"""A tiny encoder without dropout on disk, and ways to sweep on it, in this process and in others."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import multiprocessing.forkserver
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+from harness import recipes
+from harness.config import RunConfig
+from harness.errors import run_command
+from harness.run import quieten_libraries
+from harness.sweep import page, supervision, worker
+from harness.sweep.__main__ import main
+from harness.sweep.claims import filled_trials, find_study
+from harness.sweep.storage import open_storage
+
+STUDY = "toy-classes-hut-quick"
+PRELOADED = ["harness.run", "harness.sweep.__main__", "optuna.storages._rdb.models", "alembic.command", "toy_sweep"]
+"""What processes find imported, if these tests are the first to start one."""
+
+
+@pytest.fixture(autouse=True)
+def preloaded(monkeypatch):
+    """Tells what processes start from, and where they find the helpers of these tests."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+
+
+@pytest.fixture
+def forkserver() -> None:
+    """Starts what processes are forked from, with all that these tests need."""
+    multiprocessing.forkserver.ensure_running()
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Silences libraries as the command does, and puts back what it says to them."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # one a process; here one stands for many
+    verbosity = optuna.logging.get_verbosity()
+    with warnings.catch_warnings():
+        quieten_libraries()
+        yield
+    optuna.logging.set_verbosity(verbosity)
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory, tiny_model) -> Path:
+    """The folder of a random two-layer BERT over eight letters, without a classifier's head and without dropout."""
+    folder = tmp_path_factory.mktemp("models") / "encoder"
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=10,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=20,
+        pad_token_id=0,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.2,  # wide enough that attention tells letters apart
+    )
+    torch.manual_seed(0)
+    BertForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def configured(encoder, quiet) -> Callable[..., RunConfig]:
+    """Makes the configuration of a small run: of the method's settings, of stages and of training, by name."""
+
+    def make(
+        method: str,
+        task: str = "toy-classes",
+        model: Path = encoder,
+        seed: int = 0,
+        settings: dict | None = None,
+        stage1: dict | None = None,
+        **train,
+    ) -> RunConfig:
+        config = recipes.build(method, task, "quick")
+        if stage1 is not None:
+            config = replace(config, stages=replace(config.stages, stage1=replace(config.stages.stage1, **stage1)))
+        own = replace(config.method_settings, **(settings or {}))
+        train = replace(config.train, **train)
+        return replace(config, model=str(model), seed=seed, method_settings=own, train=train)
+
+    return make
+
+
+@pytest.fixture
+def flags(encoder) -> Callable[..., list[str]]:
+    """The flags of a small sweep: 4 trials of 8 steps, measured after every second one."""
+
+    def build(*more: str, method: str = "hut", task: str = "toy-classes", out: str = "out") -> list[str]:
+        usual = {"--trials": "4", "--seeds": "0", "--sampler": "random"}
+        left = [word for flag, value in usual.items() if flag not in more for word in (flag, value)]
+        return ["--method", method, "--task", task, "--model", str(encoder), "--output-dir", out, *left, *more]
+
+    return build
+
+
+@pytest.fixture
+def sweep(quiet, capfd, monkeypatch) -> Callable[[list[str]], tuple[int, str, str]]:
+    """Runs the command in this process, its workers in others; returns exit code, stdout and stderr."""
+    monkeypatch.setattr(supervision, "LOOK_SECONDS", 0.05)
+
+    def run(argv: list[str]) -> tuple[int, str, str]:
+        capfd.readouterr()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        code = run_command(main, argv)
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+class Ended:
+    """A process that has done its work."""
+
+    exitcode = 0
+
+    def join(self) -> None:
+        pass
+
+    def terminate(self) -> None:
+        pass
+
+
+@pytest.fixture
+def here(sweep, monkeypatch) -> Callable[[list[str]], tuple[int, str, str]]:
+    """The same with workers that work in this process, one after another, and without the page."""
+
+    def start(target: Callable[..., None], *arguments: object) -> Ended:
+        target(*arguments)
+        return Ended()
+
+    def run(argv: list[str]) -> tuple[int, str, str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(supervision, "answer", lambda target, *arguments: target(*arguments))
+            patch.setattr(supervision, "start", start)
+            patch.setattr(worker, "LOOK_SECONDS", 0.0)
+            patch.setattr(page, "write", lambda study, path: None)
+            patch.setattr(gc, "collect", lambda: 0)  # over all that a test session holds it takes longer than a trial
+            return sweep(argv)
+
+    return run
+
+
+@pytest.fixture
+def study_in() -> Callable[..., Study]:
+    """Opens the study of a sweep."""
+    return lambda storage="sqlite:///out/study.db", name=STUDY: find_study(open_storage(storage), name)
+
+
+@pytest.fixture
+def trials_in(study_in) -> Callable[..., list[FrozenTrial]]:
+    """Returns the trials of a sweep that count, by slot."""
+    return lambda *where: filled_trials(study_in(*where))
