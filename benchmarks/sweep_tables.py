@@ -122,13 +122,19 @@ def _params(row: Mapping[str, Any]) -> str:
     return ", ".join(told)
 
 
+def _listed(values: Sequence[Any]) -> str:
+    """Returns values in words; of many numbers how many they are, and their ends."""
+    shown = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
+    return f"{len(shown)} values from {shown[0]} to {shown[-1]}" if len(shown) > 6 else ", ".join(shown)
+
+
 def _without_influence(sweeps: Sequence[Sweep]) -> list[str]:
     lines = []
     for found in sweeps:
         for entry in found["without_influence"]:
             if entry["groups"] and entry["training_loss"] is not None:
                 metrics = ", ".join(f"held-out {name} by {value:.2g}" for name, value in entry["metrics"].items())
-                values = ", ".join(map(str, entry["values"]))
+                values = _listed(entry["values"])
                 lines.append(
                     f"* {found['identity']['method']}: {entry['trials']} trials that differ in {entry['parameter']} "
                     f"alone ({values}): training loss curves differ by at most {entry['training_loss']:.2g}, {metrics}."
