@@ -39,7 +39,6 @@ def words(value: object) -> str:
         ("hut", ("--seeds", "-1"), "--seeds is -1: it must be 0 or above"),
         ("hut", ("--sampler-seed", "-1"), "--sampler-seed is -1: it must be between 0 and 4294967295"),
         ("hut", ("--heartbeat", "15", "--grace", "20"), "--heartbeat 15 and --grace 20"),
-        ("hut", ("--sampler", "annealing"), "--sampler annealing: it takes tpe or random or grid"),
         (
             "hut",
             ("--sampler", "grid"),

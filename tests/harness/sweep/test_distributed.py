@@ -63,7 +63,7 @@ def test_each_trial_is_one_of_both_processes(by_two, here, flags, study_in, tria
     assert (out[1], err[1]) == ("", "")
     found = json.loads(out[0])
     assert found["trials"]["complete"] == 4
-    assert found["finals"]["results"][0]["environment"]["processes"] == 2
+    assert found["finals"]["results"][0]["train"]["processes"] == 2
     assert len(list(Path("out").glob("final-*/seed0/result.json"))) == 1
 
     command[command.index("--seeds") + 1] = "0"
@@ -84,14 +84,12 @@ def test_a_sweep_whose_trials_all_diverge_ends_in_both_processes(by_two, flags, 
 
 
 def test_what_cannot_be_used_is_refused_in_both_processes(by_two, flags):
-    missing = flags()
-    missing[missing.index("--model") + 1] = "nowhere"
-    for command, says in (
-        (missing, "error: --model nowhere"),
-        (flags("--storage", "journal:/proc/toys/study.journal"), "error: --storage journal:/proc/toys/study.journal: "),
+    for more, says in (
+        (("--train.batch-size", "5"), "error: --train.batch-size 5 cannot be shared evenly by 2 processes"),
+        (("--storage", "journal:/proc/toys/study.journal"), "error: --storage journal:/proc/toys/study.journal: "),
     ):
-        codes, out, err = by_two(command)
-        assert codes == [2, 2]
+        codes, out, err = by_two(flags(*more))
+        assert codes == [2, 2], err
         assert out == ["", ""]
         assert err[0].splitlines()[-1].startswith(says)
         assert err[1] == ""
