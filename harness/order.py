@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -42,7 +42,11 @@ class Order:
     def batch(self, step: int) -> tuple[int, ...]:
         """Returns the examples of a step (from 0), shortest first."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        return _epoch(self, epoch)[within]
+        # Each order keeps its own epoch, since many may take turns in a sweep's packs.
+        known = _last_epoch.get(self)
+        if known is None or known[0] != epoch:
+            known = _last_epoch[self] = epoch, _epoch(self, epoch)
+        return known[1][within]
 
     def share(self, step: int, rank: int, processes: int, micro_batch: int) -> list[tuple[int, ...]]:
         """Returns the micro-batches of one process; examples of like length meet in one, so padding stays small."""
@@ -50,7 +54,9 @@ class Order:
         return [mine[start : start + micro_batch] for start in range(0, len(mine), micro_batch)]
 
 
-@lru_cache(maxsize=2)
+_last_epoch: WeakKeyDictionary[Order, tuple[int, list[tuple[int, ...]]]] = WeakKeyDictionary()
+
+
 def _epoch(order: Order, epoch: int) -> list[tuple[int, ...]]:
     lengths = np.asarray(order.lengths)
     random = np.random.default_rng([order.seed, epoch])

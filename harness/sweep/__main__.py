@@ -20,6 +20,7 @@ from harness.sweep import command, search, supervision, worker
 from harness.sweep.claims import filled_trials
 from harness.sweep.command import Sweep
 from harness.sweep.conclusion import best_trial, conclude, shown
+from harness.sweep.finals import Finishing, work_on_finals
 from harness.sweep.progress import Progress, final_in_words, header, trial_in_words
 from harness.sweep.search import Search
 from harness.sweep.storage import without_password
@@ -87,7 +88,7 @@ def in_workers(job: Work, sweep: Sweep, console: Console) -> tuple[Study, list[F
     final_study = search.join(finals, finals.config)
     console.say(f"the best trial's settings are trained with {seeds_in_words(finals.slots)} and scored")
     final_job = replace(job, search=finals, trials=1, pack=1)
-    supervise(final_job, final_study, worker.work_on_finals, workers, console, final_in_words)
+    supervise(final_job, final_study, work_on_finals, workers, console, final_in_words)
     return study, filled_trials(final_study, finals.slots)
 
 
@@ -158,7 +159,7 @@ def in_all_processes(job: Work, sweep: Sweep, console: Console) -> tuple[Study |
         return study, []
     final_study = search.join(finals, finals.config) if study is not None else None
     final_claims = search.claims(finals, final_study) if final_study is not None else None
-    finishing = worker.Finishing(replace(job, search=finals, trials=1), final_claims, accelerator)
+    finishing = Finishing(replace(job, search=finals, trials=1), final_claims, accelerator)
     worker.until_finished(finishing, final_claims, accelerator, lambda: None)
     return study, [] if final_study is None else filled_trials(final_study, finals.slots)
 

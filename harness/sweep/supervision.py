@@ -31,7 +31,7 @@ Process = multiprocessing.process.BaseProcess
 def context() -> Any:
     """Returns the way processes are started; the first call starts importing what they need."""
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["harness.sweep.worker"])
+    found.set_forkserver_preload(["harness.sweep.finals"])
     # Ctrl-C reaches all processes of a terminal: the one that a person started ends the others, which leave it alone.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 import torch
@@ -20,14 +20,11 @@ from accelerate.utils import broadcast_object_list
 
 from harness import run
 from harness.checkpoint import History
-from harness.cli import CommandLine
 from harness.config import RunConfig
 from harness.console import Console
 from harness.errors import UserError, one_line
-from harness.preparation import with_method
-from harness.protocols import Rule
+from harness.preparation import read, with_method
 from harness.result import parameters, parameters_in_words
-from harness.rundir import RunDirectory
 from harness.sweep import search, trial
 from harness.sweep.claims import Claim, Claims, find_study
 from harness.sweep.pack import Pack, PackedTrial
@@ -71,13 +68,6 @@ def work(job: Work) -> None:
             Alone(job, claims, accelerator).work()
 
 
-def work_on_finals(job: Work) -> None:
-    """The same for the runs with several seeds that come after the trials."""
-    accelerator = start(job)
-    with claims_of(job.search) as claims:
-        Finishing(job, claims, accelerator).work()
-
-
 def start(job: Work) -> Accelerator:
     """Prepares this process, and returns its Accelerator."""
     if not job.debug:
@@ -99,6 +89,13 @@ def claims_of(found: Search) -> Iterator[Claims]:
     finally:
         claims.release()
         claims.close()
+
+
+class Turns(Protocol):
+    """What works on one trial or run after another, in all processes of the launcher."""
+
+    def work(self) -> int:
+        """Works on some; returns how many it has ended."""
 
 
 class Alone:
@@ -153,48 +150,7 @@ class Alone:
         return on_measured
 
 
-class Finishing:
-    """Trains and scores the best configuration with one seed after another, as ``harness.run`` does it."""
-
-    def __init__(self, job: Work, claims: Claims | None, accelerator: Accelerator) -> None:
-        self._job, self._search, self._claims, self._accelerator = job, job.search, claims, accelerator
-
-    def work(self) -> int:
-        """Works on runs; returns how many it has ended."""
-        done = 0
-        while done < self._job.trials:
-            claim = self._claims.claim() if self._claims is not None else None
-            slot = shared(self._accelerator, None if claim is None else claim.slot)
-            if slot is None:
-                break
-            self._run(claim, slot)
-            done += 1
-        return done
-
-    def _run(self, claim: Claim | None, slot: int) -> None:
-        """Trains and scores with the seed of a slot; goes on with a run that was stopped."""
-        assert self._search.finals is not None
-        config = self._search.finals.run(slot)
-        assert config.output_dir is not None
-        directory = RunDirectory(config.output_dir)
-        command = CommandLine(config, resume=shared(self._accelerator, directory.config.is_file()))
-        try:
-            with directory:
-                run.check(command, directory)
-                result = run.execute(command, directory, lambda: run.begin([command], [directory]), quiet=True)
-        except Exception as error:
-            if claim is not None:
-                end_early(self._search, claim, error, self._job.debug)
-            return
-        if claim is not None and result is not None:
-            metric = scored_metric(self._search.rule, result)
-            value = result["evaluations"][config.score[0]]["metrics"][metric]
-            claim.complete([value], {"result": trimmed(result)})
-
-
-def until_finished(
-    place: Alone | Finishing, claims: Claims | None, accelerator: Accelerator, tell: Callable[[], None]
-) -> None:
+def until_finished(place: Turns, claims: Claims | None, accelerator: Accelerator, tell: Callable[[], None]) -> None:
     """Works in all processes of the launcher until every slot is filled, by this machine or others.
 
     Args:
@@ -211,12 +167,6 @@ def until_finished(
     if claims is not None:
         claims.close_spares()
         claims.close()
-
-
-def scored_metric(rule: Rule, result: Mapping[str, Any]) -> str:
-    """Returns the metric that a result is judged by: the one that selects, or the first one where that is no score."""
-    names = list(next(iter(result["evaluations"].values()))["metrics"])
-    return next((name for name in names if name == rule.metric or name.startswith(f"{rule.metric}_")), names[0])
 
 
 def shared(accelerator: Accelerator, value: Any) -> Any:
@@ -242,7 +192,7 @@ class Packing:
 
     def __init__(self, job: Work, claims: Claims, accelerator: Accelerator) -> None:
         self._job, self._search, self._claims = job, job.search, claims
-        self._accelerator, self._reader = accelerator, trial.Reader(accelerator, Console(False))
+        self._accelerator = accelerator
         self._claimed: dict[str, tuple[Claim, int]] = {}
         self._begun, self._asked, self._pack = 0, -LOOK_SECONDS, None
 
@@ -275,7 +225,7 @@ class Packing:
                 raise config
             if self._pack is None:
                 rules = {trial.HELD_OUT: found.rule}
-                setup = self._reader.read(found.config, found.rule)
+                setup = read(found.config, rules, self._accelerator, Console(False))
                 self._pack = Pack(setup, found.config, rules, self._accelerator, Console(False))
 
             def on_measured(history: History) -> None:
@@ -366,13 +316,6 @@ def end_early(
         claim.fail(told, attrs)
 
 
-def trimmed(result: dict[str, Any]) -> dict[str, Any]:
-    """Returns a result without its curves, which would be most of what a study has to keep."""
-    without = {"loss_curve": [], "measurements": []}
-    stages = [{**stage, **(without if "loss_curve" in stage else {})} for stage in result.get("stages", [])]
-    return {**result, "train": {**result["train"], **without}, **({"stages": stages} if stages else {})}
-
-
 def try_out(job: Work, limit: int) -> tuple[str, int]:
     """Reads everything and applies the method once, so that what cannot work is refused before the first trial.
 
@@ -387,12 +330,13 @@ def try_out(job: Work, limit: int) -> tuple[str, int]:
     """
     accelerator = start(job)
     found, pack = job.search, job.pack
-    setup = trial.Reader(accelerator, Console(False)).read(found.config, found.rule)
+    rules = {trial.HELD_OUT: found.rule}
+    setup = read(found.config, rules, accelerator, Console(False))
     facts = setup.workload.task.facts
     if pack == 1 and not limit:
-        counts = with_method(setup, found.config, {trial.HELD_OUT: found.rule}, accelerator).counts
+        counts = with_method(setup, found.config, rules, accelerator).counts
     else:
-        together = Pack(setup, found.config, {trial.HELD_OUT: found.rule}, accelerator, Console(False))
+        together = Pack(setup, found.config, rules, accelerator, Console(False))
         counts = together.add("trial_0", found.config, lambda history: None).counts
         pack = max(1, min(limit, together.fitting())) if limit else pack
     sizes = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in facts.items() if type(n) is int)

@@ -81,7 +81,9 @@ def run_here(capfd):
 def fork(tmp_path):
     """Starts the command in a process forked from one that has imported it; ``toy_process.run`` takes the arguments."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["harness.run", "harness.sweep.claims"])
+    context.set_forkserver_preload(
+        ["harness.run", "harness.sweep.__main__", "optuna.storages._rdb.models", "alembic.command"]
+    )
 
     def start(*arguments) -> multiprocessing.process.BaseProcess:
         import toy_process  # on the path by toy_plugin

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import UserError
 from harness.protocols import Rule
-from harness.sweep import supervision
+from harness.sweep import page, supervision
 from harness.sweep.owners import is_dead
 from harness.sweep.trial import HELD_OUT
 
@@ -100,6 +100,7 @@ def test_trials_then_final_runs_then_nothing_more(sweep, forkserver, run_here, f
     def nobody(*arguments):
         raise AssertionError("there is nothing to train")
 
+    monkeypatch.setattr(page, "write", lambda study, path: None)  # takes longer than all else now
     monkeypatch.setattr(supervision, "start", nobody)
     monkeypatch.setattr(supervision, "answer", nobody)
     code, same, err = sweep(command)
