@@ -14,13 +14,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from safetensors import SafetensorError
 
 from harness.errors import UserError
 
+PRELOADED = ["harness.sweep.finals", "optuna.storages._rdb.models", "alembic.command"]
+"""What workers find imported: Optuna imports its database only when one is opened."""
 LOOK_SECONDS = 2.0
 MOST_DEATHS = 5
 """Workers that die one after another before the sweep is given up: it is no single trial that kills them."""
@@ -31,7 +33,7 @@ Process = multiprocessing.process.BaseProcess
 def context() -> Any:
     """Returns the way processes are started; the first call starts importing what they need."""
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["harness.sweep.finals"])
+    found.set_forkserver_preload(PRELOADED)
     # Ctrl-C reaches all processes of a terminal: the one that a person started ends the others, which leave it alone.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -125,7 +127,8 @@ def keep_busy(
                 if number not in places:
                     places[number] = start_worker(number)
             yield
-            time.sleep(LOOK_SECONDS)
+            wait([process.sentinel for process in places.values()], timeout=LOOK_SECONDS)
+            time.sleep(min(0.1, LOOK_SECONDS))  # workers that find nothing to do end at once
             before, left = left, unfinished()
             deaths = 0 if left < before else deaths
     finally:

@@ -70,6 +70,7 @@ def work(job: Work) -> None:
 
 def start(job: Work) -> Accelerator:
     """Prepares this process, and returns its Accelerator."""
+    gc.freeze()  # what is imported lives to the end anyway: without it, garbage is collected in no time
     if not job.debug:
         run.quieten_libraries()
     if job.threads is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import multiprocessing.forkserver
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -132,6 +133,7 @@ class Ended:
     """A process that has done its work."""
 
     exitcode = 0
+    sentinel = os.open(os.devnull, os.O_RDONLY)  # always ready, as that of a process that has ended
 
     def join(self) -> None:
         pass
