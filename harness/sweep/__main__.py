@@ -137,17 +137,15 @@ def in_all_processes(job: Work, sweep: Sweep, console: Console) -> tuple[Study |
     def in_main(action: Callable[[], object]) -> object:
         return worker.shared(accelerator, worker.attempt(action) if is_main_process() else None)
 
-    def join() -> Study:
-        return search.join(found, sweep.command.config)
+    def join() -> Study | None:
+        joined: list[Study] = []
+        in_main(lambda: joined.append(search.join(found, sweep.command.config)))
+        return joined[0] if joined else None
 
-    study = None
-    if in_main(lambda: search.exists(found)):
-        in_main(lambda: join() is not None)
-        study = join() if is_main_process() else None
+    study = join() if in_main(lambda: search.exists(found)) else None
     if in_main(lambda: study is None or len(filled_trials(study, found.slots)) < found.slots):
         console.say(worker.try_out(job, 0)[0])
-        in_main(lambda: join() is not None)
-        study = join() if is_main_process() else None
+        study = join()
     claims = search.claims(found, study) if study is not None else None
     progress = Progress(found.slots, 1, console, lambda t: trial_in_words(study, t))
     if claims is not None:

@@ -19,7 +19,7 @@ from harness.sweep import findings, page, recipe, show
 from harness.sweep.claims import filled_trials, find_study
 from harness.sweep.domains import decode
 from harness.sweep.search import CONFIG, mark_of_finals, own_storage
-from harness.sweep.slots import FAILURE
+from harness.sweep.slots import FAILURE, SLOT
 from harness.sweep.space import apply
 from harness.sweep.storage import open_storage
 from harness.sweep.studies import OBJECTIVES
@@ -98,7 +98,7 @@ def write_recipe(study: Study, best: FrozenTrial, found: Mapping[str, Any], path
     settings = settings_in_words(best.params)
     comment = [
         f"The best of {found['trials']['filled']} trials of the sweep {study.study_name}: "
-        f"{study.user_attrs[OBJECTIVES][place]} {best.values[place]:.6g} (trial {best.user_attrs['slot']}), with "
+        f"{study.user_attrs[OBJECTIVES][place]} {best.values[place]:.6g} (trial {best.user_attrs[SLOT]}), with "
         f"{settings}. What is the default is not written down.",
     ]
     write_text(path, recipe.text(config, comment))

@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from accelerate import Accelerator
-
 from harness import run
 from harness.cli import CommandLine
 from harness.protocols import Rule
 from harness.rundir import RunDirectory
-from harness.sweep.claims import Claim, Claims
-from harness.sweep.worker import Work, claims_of, end_early, shared, start
+from harness.sweep.claims import Claim
+from harness.sweep.worker import Turns, Work, claims_of, end_early, shared, start
 
 
 def work_on_finals(job: Work) -> None:
@@ -25,28 +23,16 @@ def work_on_finals(job: Work) -> None:
         Finishing(job, claims, accelerator).work()
 
 
-class Finishing:
+class Finishing(Turns):
     """Trains and scores the best configuration with one seed after another, as ``harness.run`` does it."""
 
-    def __init__(self, job: Work, claims: Claims | None, accelerator: Accelerator) -> None:
-        self._job, self._search, self._claims, self._accelerator = job, job.search, claims, accelerator
+    def told(self, claim: Claim) -> int:
+        return claim.slot
 
-    def work(self) -> int:
-        """Works on runs; returns how many it has ended."""
-        done = 0
-        while done < self._job.trials:
-            claim = self._claims.claim() if self._claims is not None else None
-            slot = shared(self._accelerator, None if claim is None else claim.slot)
-            if slot is None:
-                break
-            self._run(claim, slot)
-            done += 1
-        return done
-
-    def _run(self, claim: Claim | None, slot: int) -> None:
+    def train(self, claim: Claim | None, told: int) -> None:
         """Trains and scores with the seed of a slot; goes on with a run that was stopped."""
         assert self._search.finals is not None
-        config = self._search.finals.run(slot)
+        config = self._search.finals.run(told)
         assert config.output_dir is not None
         directory = RunDirectory(config.output_dir)
         command = CommandLine(config, resume=shared(self._accelerator, directory.config.is_file()))

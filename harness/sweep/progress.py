@@ -12,7 +12,7 @@ from harness.sweep import show, trial
 from harness.sweep.claims import filled_trials
 from harness.sweep.conclusion import best_by_quality, place_of_quality, settings_in_words
 from harness.sweep.search import Search
-from harness.sweep.slots import FAILURE
+from harness.sweep.slots import FAILURE, SLOT
 from harness.sweep.storage import without_password
 
 
@@ -67,8 +67,8 @@ def trial_in_words(study: Study, found: FrozenTrial) -> str:
     best = best_by_quality(study, filled_trials(study))
     so_far = ""
     if best is not None:
-        so_far = f"; best {best.values[place_of_quality(study)]:.4f} (trial {best.user_attrs['slot']})"
-    return f"trial {found.user_attrs['slot']} with {settings_in_words(found.params)}: {how}{so_far}"
+        so_far = f"; best {best.values[place_of_quality(study)]:.4f} (trial {best.user_attrs[SLOT]})"
+    return f"trial {found.user_attrs[SLOT]} with {settings_in_words(found.params)}: {how}{so_far}"
 
 
 def final_in_words(found: FrozenTrial) -> str:

@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from harness.errors import UserError
 from harness.sweep import findings, words
 from harness.sweep.slots import FAILURE, SLOT, Slot, slots_of
+from harness.sweep.studies import IDENTITY, OBJECTIVES
 
 SCHEMA_VERSION = 1
 SHOWN_ROWS = 40
@@ -41,7 +42,7 @@ def summary(study: Study) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "study": study.study_name,
-        "identity": study.user_attrs["identity"],
+        "identity": study.user_attrs[IDENTITY],
         "objectives": objectives,
         "space": space(counted),
         "trials": {"filled": len(counted), **_states(rows), **_attempts(slots, trials)},
@@ -61,12 +62,12 @@ def objectives_of(study: Study) -> list[dict[str, str]]:
         UserError: the study was not made by a sweep of ours.
     """
     attributes, directions = study.user_attrs, study.directions
-    if not isinstance(attributes.get("identity"), dict) or len(attributes.get("objectives", ())) != len(directions):
+    if not isinstance(attributes.get(IDENTITY), dict) or len(attributes.get(OBJECTIVES, ())) != len(directions):
         raise UserError(
             f"the study {study.study_name!r} was not made by harness.sweep, since it does not say what was tuned: name "
             "another study"
         )
-    pairs = zip(attributes["objectives"], directions, strict=True)
+    pairs = zip(attributes[OBJECTIVES], directions, strict=True)
     return [{"name": name, "direction": direction.name.lower()} for name, direction in pairs]
 
 

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from harness.config import flatten
 from harness.console import clock
 
 WIDTH = 120
@@ -71,25 +72,17 @@ def _is_packed(summary: Mapping[str, Any]) -> bool:
     return any((row["pack"] or 1) > 1 for row in summary["rows"])
 
 
-def _fixed(identity: Mapping[str, Any], searched: Collection[str]) -> dict[str, str]:
+def _fixed(identity: Mapping[str, Any], searched: Collection[str]) -> dict[str, Any]:
     """Returns main settings that are the same for all trials under the names that a space gives them."""
-    flat = _flat({name: value for name, value in identity.items() if name not in ("method", "task", "space")})
-    named = {re.sub(r"^(method|task)_settings\.|^stages\.", _section, name): value for name, value in flat.items()}
+    named = {
+        re.sub(r"^(method|task)_settings\.|^stages\.", _section, name): value
+        for name, value in flatten(identity).items()
+    }
     return {name: named[name] for name in SHOWN_SETTINGS if name in named and name not in searched}
 
 
 def _section(prefix: re.Match[str]) -> str:
     return f"{prefix[1]}." if prefix[1] else ""
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    return flat
 
 
 def _range_in_words(entry: Mapping[str, Any]) -> str:

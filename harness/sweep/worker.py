@@ -5,13 +5,14 @@ It ends after a group of trials, so that all memory is given back, and is starte
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 import torch
@@ -92,45 +93,56 @@ def claims_of(found: Search) -> Iterator[Claims]:
         claims.close()
 
 
-class Turns(Protocol):
-    """What works on one trial or run after another, in all processes of the launcher."""
+class Turns(abc.ABC):
+    """Works on one slot after another, each in all processes of the launcher together, if there is one.
 
-    def work(self) -> int:
-        """Works on some; returns how many it has ended."""
-
-
-class Alone:
-    """Trains trials one after another, each in all processes of the launcher together, if there is one.
-
-    The main process claims and samples; the others get the finished configuration from it.
+    The main process claims, and tells the others what they have to know.
     """
 
     def __init__(self, job: Work, claims: Claims | None, accelerator: Accelerator) -> None:
         self._job, self._search, self._claims, self._accelerator = job, job.search, claims, accelerator
-        self._reader = trial.Reader(accelerator, Console(False))
 
     def work(self) -> int:
-        """Works on trials; returns how many it has ended."""
+        """Works on slots; returns how many it has ended."""
         done = 0
         while done < self._job.trials:
-            began = time.monotonic()
+            self._began = time.monotonic()
             claim = self._claims.claim() if self._claims is not None else None
-            found = shared(self._accelerator, None if claim is None else (configuration(self._search, claim),))
-            if found is None:
+            told = shared(self._accelerator, None if claim is None else (self.told(claim),))
+            if told is None:
                 break
-            self._train(claim, found[0], began)
+            self.train(claim, told[0])
             done += 1
         return done
 
-    def _train(self, claim: Claim | None, config: RunConfig | Exception, began: float) -> None:
-        found, spent = self._search, {}
+    @abc.abstractmethod
+    def told(self, claim: Claim) -> Any:
+        """Returns what all processes have to know of a claim."""
+
+    @abc.abstractmethod
+    def train(self, claim: Claim | None, told: Any) -> None:
+        """Trains for a slot, and ends the claim in the main process; None is that of the others."""
+
+
+class Alone(Turns):
+    """Trains trials; the main process samples, and the others get the finished configuration from it."""
+
+    def __init__(self, job: Work, claims: Claims | None, accelerator: Accelerator) -> None:
+        super().__init__(job, claims, accelerator)
+        self._reader = trial.Reader(accelerator, Console(False))
+
+    def told(self, claim: Claim) -> RunConfig | Exception:
+        return configuration(self._search, claim)
+
+    def train(self, claim: Claim | None, told: RunConfig | Exception) -> None:
+        found, config, spent = self._search, told, {}
         try:
             if isinstance(config, Exception):
                 raise config
             watcher = self._watcher(claim)
             outcome = trial.train(config, found.rule, self._reader, self._accelerator, watcher, spent)
             if claim is not None:
-                complete(found, claim, config, outcome, time.monotonic() - began - outcome.seconds)
+                complete(found, claim, config, outcome, time.monotonic() - self._began - outcome.seconds)
         except Exception as error:
             if claim is not None:
                 end_early(found, claim, error, self._job.debug, spent)
