@@ -10,7 +10,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForSequenceClassification, BertConfig, GPT2Config
 
-from hadamard_baselines.method import Lora
+from hadamard_baselines.methods.low_rank import Lora
 from hadamard_core.accounting import trained_by_group
 from harness.config import TrainConfig
 from harness.methods import Full

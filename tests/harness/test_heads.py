@@ -25,7 +25,7 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from hadamard_baselines.method import Lora
+from hadamard_baselines.methods.low_rank import Lora
 from hadamard_core.accounting import count_parameters
 from harness import models
 from harness.errors import UserError

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, RobertaConfig
 
 from hadamard_baselines import LoraLinear, VeraLinear
-from hadamard_baselines.method import Lora, Vera
+from hadamard_baselines.methods.low_rank import Lora, Vera
 from hadamard_core.testing_models import MODELS, output
 
 METHODS = {"lora": (Lora, LoraLinear), "vera": (Vera, VeraLinear)}

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch.nn import functional
 
-from hadamard_baselines.method import Lora
+from hadamard_baselines.methods.low_rank import Lora
 from harness.protocols import Evaluation, Rule
 
 LETTERS = "abcdefgh"

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import optuna
 import pytest
 
-from hadamard_baselines.method import Lora
+from hadamard_baselines.methods.low_rank import Lora
 from hadamard_core.search_space import DEFAULT, Choices, LogUniform, Uniform
 from harness import cli, recipes
 from harness.errors import UserError

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from peft import PeftConfig, PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hadamard_core.search_space import DEFAULT, Domain
@@ -68,6 +68,21 @@ class PeftMethod:
             stage: its name; empty for the only one of a method without :attr:`stages`.
         """
         return ("adapter", "head")
+
+    def begin_training(self, model: nn.Module, steps: int) -> None:
+        """Called before the first step of a stage, also of one that goes on from a checkpoint.
+
+        Args:
+            model: what the stage trains.
+            steps: how many steps the stage has.
+        """
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """What is added to the mean loss of a step, differentiable, (); None for nothing."""
+        return None
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Called after the optimiser's step number ``step``, counted from 1, with the gradients still there."""
 
     def peft_config(self, model: PreTrainedModel, task_type: str) -> PeftConfig:
         """The config for ``get_peft_model``.

@@ -53,11 +53,14 @@ class MethodContract:
         config_class: the method's config.
         variants: fields of the config, each a dictionary, to test beside the defaults.
         models: keys of :data:`~hadamard_core.testing_models.MODELS` on which the method can act.
+        exempt: tests whose promise the method cannot keep by its nature, each with the reason in a sentence. They are
+            run all the same, and one that passes is an error, so that no exemption outlives its reason.
     """
 
     config_class: ClassVar[type[PeftConfig]]
     variants: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     models: ClassVar[tuple[str, ...]] = tuple(MODELS)
+    exempt: ClassVar[Mapping[str, str]] = {}
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "case" in metafunc.fixturenames:
@@ -68,8 +71,10 @@ class MethodContract:
             metafunc.parametrize("variant", variants, ids=[json.dumps(v) if v else "defaults" for v in variants])
 
     @pytest.fixture(autouse=True)
-    def _seeded(self) -> None:
+    def _seeded(self, request: pytest.FixtureRequest) -> None:
         torch.manual_seed(0)
+        if reason := self.exempt.get(request.node.originalname):
+            request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
 
     @pytest.fixture
     def base(self, case: ModelCase) -> nn.Module:
@@ -86,6 +91,9 @@ class MethodContract:
         """A copy of ``base`` with an adapter of random values (unless ``init_weights=True`` is among the fields)."""
         config = self.config(case, variant, **{"init_weights": False, **fields})
         return get_peft_model(copy.deepcopy(base), config).eval()
+
+    def test_exempts_only_promises_that_there_are(self):
+        assert not [name for name in self.exempt if not hasattr(MethodContract, name)]
 
     # -- the start ---------------------------------------------------------------------------------------------------
 
