@@ -9,7 +9,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from hadamard_core.fused import SplitProjection, fuse, split_for, split_fused
+from hadamard_core.fused import LinearConv1D, SplitProjection, as_linear, fuse, split_for, split_fused
 from hadamard_core.testing_models import MODELS
 
 
@@ -145,3 +145,19 @@ def test_model_without_weights_is_split_too():
         model = gpt2()
         split_fused(model, ["query"])
     assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+def test_conv1d_as_linear_and_back(ids):
+    torch.manual_seed(0)
+    model = gpt2().eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    expected = model(ids).logits
+    names = split_fused(model, ["query", "ffn_output"], layers_to_transform=[1])
+    assert names == ["transformer.h.1.attn.c_attn.query", "transformer.h.1.mlp.c_proj"]
+    as_linear(model, names)
+    assert type(model.transformer.h[1].mlp.c_proj) is LinearConv1D
+    assert type(model.transformer.h[0].mlp.c_proj) is Conv1D
+    torch.testing.assert_close(model(ids).logits, expected, atol=1e-5, rtol=1e-5)
+    after = fuse(model).state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert torch.equal(model(ids).logits, expected)

@@ -1,4 +1,4 @@
-"""Takes fused projections apart, for methods that know whole layers only.
+"""Takes fused projections apart, for methods that know whole layers only, and stores them as ``nn.Linear``.
 
 GPT-2 keeps query, key and value in one projection, and peft's methods adapt all of it or nothing. After
 :func:`split_fused` it is three ``nn.Linear`` side by side, each of which any method can adapt by its name::
@@ -7,6 +7,8 @@ GPT-2 keeps query, key and value in one projection, and peft's methods adapt all
     model = get_peft_model(model, LoraConfig(target_modules=names))
     ...
     model = fuse(model.merge_and_unload())  # the architecture as transformers knows it
+
+:func:`as_linear` does the rest for methods that know ``nn.Linear`` alone and not ``Conv1D``.
 
 The function is the same; products of parts may round differently than one product of the whole. Loading an adapter that
 was trained so needs a base model that is split the same way: :func:`split_for` reads from the adapter's names which.
@@ -88,8 +90,38 @@ class SplitProjection(nn.Module):
         return torch.stack([part.unflatten(0, (self.groups, -1)) for part in parts], dim=1).flatten(0, 2)
 
 
-def split_fused(model: nn.Module, roles: Sequence[str]) -> list[str]:
+class LinearConv1D(nn.Linear):
+    """A ``Conv1D`` that stores its weight as ``nn.Linear`` does."""
+
+    def back(self) -> Conv1D:
+        """The ``Conv1D`` again, with what this holds now."""
+        with torch.device(self.weight.device):
+            conv = Conv1D(self.out_features, self.in_features)
+        conv.weight = nn.Parameter(self.weight.detach().T.contiguous(), requires_grad=self.weight.requires_grad)
+        conv.bias = nn.Parameter(self.bias.detach(), requires_grad=self.bias.requires_grad)
+        return conv.train(self.training)
+
+
+def as_linear(model: nn.Module, names: Iterable[str]) -> None:
+    """Replaces those of the named modules that are a ``Conv1D`` by an ``nn.Linear`` of the same function, in place."""
+    for name in names:
+        conv = model.get_submodule(name)
+        if type(conv) is not Conv1D:
+            continue
+        with torch.device("meta"):
+            linear = LinearConv1D(conv.nx, conv.nf)
+        linear.weight = nn.Parameter(conv.weight.detach().T.contiguous(), requires_grad=conv.weight.requires_grad)
+        linear.bias = nn.Parameter(conv.bias.detach(), requires_grad=conv.bias.requires_grad)
+        model.set_submodule(name, linear.train(conv.training))
+
+
+def split_fused(
+    model: nn.Module, roles: Sequence[str], layers_to_transform: Sequence[int] | int | None = None
+) -> list[str]:
     """Splits the fused projections that have one of ``roles`` in some of their parts, in place.
+
+    Args:
+        layers_to_transform: numbers of the layers to look at; all if None.
 
     Returns:
         the names of the modules with these roles, whole ones and parts, for use as peft's ``target_modules``.
@@ -99,7 +131,7 @@ def split_fused(model: nn.Module, roles: Sequence[str]) -> list[str]:
     """
     parts = fused_parts(model)
     names = []
-    for name, target in find_targets(model, roles).items():
+    for name, target in find_targets(model, roles, layers_to_transform).items():
         if target.slices is None:
             names.append(name)
             continue
@@ -134,7 +166,7 @@ def _split(model: nn.Module, name: str, parts: dict[str, OutputSlice]) -> None:
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """Puts all split projections of a model together again, in place, and returns the model.
+    """Undoes :func:`split_fused` and :func:`as_linear` in place, with what the parts hold now, and returns the model.
 
     Raises:
         ValueError: an adapter is still on a part.
@@ -142,4 +174,6 @@ def fuse(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         if isinstance(module, SplitProjection):
             model.set_submodule(name, module.fused())
+        elif isinstance(module, LinearConv1D):
+            model.set_submodule(name, module.back())
     return model

@@ -272,6 +272,19 @@ def known_roles(model: nn.Module) -> tuple[str, ...]:
     return tuple(role for role in candidates if any(_covers(role, found) for found in scoped_roles))
 
 
+def fused_parts(model: nn.Module) -> dict[str, dict[str, OutputSlice]]:
+    """The fused projections of `model` by their full name: for each role that a part of it has, which part.
+
+    Raises:
+        ValueError: if no layers of an architecture known here are found in `model`.
+    """
+    found: dict[str, dict[str, OutputSlice]] = {}
+    for place in _places(model):
+        if place.slice is not None:
+            found.setdefault(place.name, {})[_plain(place.scoped_role)] = place.slice
+    return found
+
+
 @dataclass(frozen=True)
 class _Place:
     name: str

@@ -5,53 +5,41 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
 
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from transformers import PreTrainedModel
 
 from hadamard_baselines.lora import LoraConfig
+from hadamard_baselines.methods.base import OnProjections, require_at_least, require_positive, require_share
 from hadamard_baselines.vera import VeraConfig
 from hadamard_core.config import DEFAULT_ROLES
-from hadamard_core.method import PeftMethod
 from hadamard_core.search_space import Choices, Domain, LogUniform
-from hadamard_core.targets import module_names
 
 
-class _Baseline(PeftMethod):
-    config_class: ClassVar[type[PeftConfig]]
+class _LowRank(OnProjections):
+    linear_only = False  # both know Conv1D
 
     r: int
     dropout: float
-    roles: tuple[str, ...]
-    target_modules: tuple[str, ...] | None
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise ValueError(f"--method.r is {self.r}: it must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"--method.dropout is {self.dropout}: it must be at least 0 and below 1")
-
-    def targets(self, model: PreTrainedModel) -> list[str]:
-        return list(self.target_modules) if self.target_modules else module_names(model, self.roles)
-
-    def load(self, base: PreTrainedModel, directory: Path) -> PeftModel:
-        # The files are peft's; read by peft alone they would come back as peft's own layers.
-        config = self.config_class.from_pretrained(str(directory))
-        return PeftModel.from_pretrained(base, str(directory), config=config)
+        super().__post_init__()
+        require_at_least("r", self.r, 1)
+        require_share("dropout", self.dropout)
 
 
 @dataclass(frozen=True)
-class Lora(_Baseline):
+class Lora(_LowRank):
     """LoRA: W + (alpha / r) B A with B and A trained. Parameters and files are those of peft's LoRA.
 
-    On GPT-2, query, key and value are one fused projection, and peft's LoRA adapts all of it with one shared A; the
-    LoRA paper's own code adapts its query and value parts only. The parameter counts are equal, the functions are not.
+    On GPT-2, query, key and value are one fused projection, of which query and value are adapted apart, as in the LoRA
+    paper's own code; peft's LoRA adapts all of it with one shared A. The parameter counts are equal, the functions are
+    not.
     """
 
-    paper: ClassVar[str] = "arXiv 2106.09685"
+    paper: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
     config_class: ClassVar[type[PeftConfig]] = LoraConfig
     # The paper's rates are 2e-4 to 4e-4 on GLUE and E2E; small models on small budgets take 1e-3 to 2e-3. The search of
     # the rate also makes up for alpha / r, which falls as r grows.
@@ -67,14 +55,15 @@ class Lora(_Baseline):
     dropout: float = 0.0
     """Dropout on the input of A, in training only."""
     roles: tuple[str, ...] = DEFAULT_ROLES
-    """Which projections are adapted. On GPT-2 each of query, key and value means the whole fused c_attn."""
+    """Which projections are adapted, by role."""
     target_modules: tuple[str, ...] | None = None
     """Names or suffixes of the modules to adapt, as peft has them, in place of roles."""
+    layers: tuple[int | str, ...] | None = None
+    """The layers to adapt: numbers from 0, ranges (2-5), top:N, bottom:N, every:N; all if not given."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ValueError(f"--method.alpha is {self.alpha}: it must be above 0")
+        require_positive("alpha", self.alpha)
 
     def peft_config(self, model: PreTrainedModel, task_type: str) -> LoraConfig:
         """Returns the configuration for this model."""
@@ -88,13 +77,10 @@ class Lora(_Baseline):
 
 
 @dataclass(frozen=True)
-class Vera(_Baseline):
-    """VeRA: W + diag(b) B diag(d) A with b and d trained, A and B random and shared. Files are those of peft's VeRA.
+class Vera(_LowRank):
+    """VeRA: W + diag(b) B diag(d) A with b and d trained, A and B random and shared. Files are those of peft's VeRA."""
 
-    On GPT-2, query, key and value are one fused projection, which is adapted as a whole.
-    """
-
-    paper: ClassVar[str] = "arXiv 2310.11454"
+    paper: ClassVar[str] = "Kopiczko et al. 2023, arXiv:2310.11454"
     config_class: ClassVar[type[PeftConfig]] = VeraConfig
     # The paper's rates are 1e-2 to 3e-2 on GLUE and 1e-1 on E2E, with a lower one for the head, which shares it here;
     # its ranks are 256 and 1024.
@@ -114,9 +100,11 @@ class Vera(_Baseline):
     projection_prng_key: int = 0
     """The seed of A and B, which do not depend on the seed of the run."""
     roles: tuple[str, ...] = DEFAULT_ROLES
-    """Which projections are adapted. On GPT-2 each of query, key and value means the whole fused c_attn."""
+    """Which projections are adapted, by role."""
     target_modules: tuple[str, ...] | None = None
     """Names or suffixes of the modules to adapt, as peft has them, in place of roles."""
+    layers: tuple[int | str, ...] | None = None
+    """The layers to adapt: numbers from 0, ranges (2-5), top:N, bottom:N, every:N; all if not given."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
