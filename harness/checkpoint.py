@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -64,13 +65,24 @@ class CheckpointStore:
     def exists(self) -> bool:
         return self.folder.exists()
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, history: History) -> None:
-        """Writes the state after ``history.step`` steps."""
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        history: History,
+        of_method: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
+        """Writes the state after ``history.step`` steps.
+
+        Args:
+            of_method: what the method needs besides to go on.
+        """
         parameters = trained_parameters(model)
         tensors = {f"model.{name}": parameter for name, parameter in parameters.items()}
         for name, parameter in parameters.items():
             for key, value in optimizer.state[parameter].items():
                 tensors[f"optimizer.{key}.{name}"] = value
+        tensors |= {f"method.{key}": value for key, value in of_method.items()}
         if any(entry["step"] == history.step for entry in history.best.values()):
             best = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
             self._write(self._best_file(history.step), best, history)
@@ -80,8 +92,11 @@ class CheckpointStore:
             if path.name not in keep and path.is_file():
                 path.unlink()
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> History:
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[History, dict[str, Tensor]]:
         """Reads the last state into model and optimiser.
+
+        Returns:
+            the history, and what the method needs besides.
 
         Raises:
             UserError: the folder is empty, or its file is truncated or belongs to something else.
@@ -105,7 +120,8 @@ class CheckpointStore:
             for index, name in enumerate(_in_optimizer_order(parameters, optimizer))
         }
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        return history
+        of_method = {key.removeprefix("method."): t for key, t in tensors.items() if key.startswith("method.")}
+        return history, of_method
 
     def restore_best(self, model: nn.Module, history: History, rule: str) -> None:
         """Reads the parameters that a rule selects into the model."""

@@ -25,7 +25,10 @@ class Method(Protocol):
 
     A method that is trained in stages besides has ``stages``, a tuple of ``hadamard_core.method.Stage``, and ``enter``,
     which returns the model that one of them but the last trains; see :mod:`harness.stages`. A sweep searches the
-    method's ``search_space`` (:mod:`hadamard_core.search_space`), without one the learning rate over a wide range.
+    method's ``search_space`` (:mod:`hadamard_core.search_space`), without one the learning rate over a wide range. One
+    that takes part in training has all of the hooks ``begin_training``, ``penalty``, ``after_step``, ``training_state``
+    and ``restore_training_state``, as ``PeftMethod`` describes them. One with ``mergeable = False`` is scored as
+    :meth:`load` returns it.
     """
 
     paper: ClassVar[str]

@@ -38,8 +38,10 @@ def write_adapters(
 
 
 def read_back(method: Method, base: Base, folder: Path, device: torch.device) -> nn.Module:
-    """Returns a fresh base model with what ``folder`` holds folded into its weights, ready to be scored."""
-    model = method.merge(method.load(base.fresh(), folder))
+    """Returns a fresh base model with what ``folder`` holds, folded into its weights if that can be."""
+    model = method.load(base.fresh(), folder)
+    if getattr(method, "mergeable", True):
+        model = method.merge(model)
     return model.eval().requires_grad_(False).to(device)
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,6 +112,7 @@ class StageTraining:
 
     Attributes:
         optimizer: AdamW; what Accelerate makes of it may take its place.
+        of_method: what the checkpoint holds for the method's hooks.
     """
 
     def __init__(self, stage: StagePlan, model: nn.Module, device: torch.device, store: CheckpointStore | None) -> None:
@@ -118,7 +120,10 @@ class StageTraining:
         self.stage, self.config, self.plan, self.store = stage, stage.config.train, stage.plan, store
         self.optimizer = make_optimizer(model, self.config, device)
         self.parameters = list(trained_parameters(model).values())
-        self.history = store.restore(model, self.optimizer) if store is not None and store.exists() else History()
+        self.history = History()
+        self.of_method: dict[str, Tensor] = {}
+        if store is not None and store.exists():
+            self.history, self.of_method = store.restore(model, self.optimizer)
 
     @property
     def finished(self) -> bool:
@@ -140,9 +145,15 @@ class StageTraining:
         limit = math.inf if self.config.max_grad_norm is None else self.config.max_grad_norm
         return float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
 
-    def step(self, loss_sum: float, targets: int) -> None:
-        """Takes an optimiser step with the gradients as they are, and writes it into the history."""
+    def step(self, loss_sum: float, targets: int, then: Callable[[int], None] | None = None) -> None:
+        """Takes an optimiser step with the gradients as they are, and writes it into the history.
+
+        Args:
+            then: called after it with its number, counted from 1, before the gradients go.
+        """
         self.optimizer.step()
+        if then is not None:
+            then(self.history.step + 1)
         self.optimizer.zero_grad()
         history, total = self.history, self.plan.total
         share = schedule(self.config, history.step, total)
@@ -195,6 +206,46 @@ class StageTraining:
         )
 
 
+class Hooks:
+    """A method's part in the training of a stage; nothing for one without hooks.
+
+    Args:
+        method: the run's method.
+        model: what is trained, without what Accelerate puts around it.
+        training: the stage; its ``of_method`` is put back.
+    """
+
+    def __init__(self, method: Any, model: nn.Module, training: StageTraining) -> None:
+        self._method = method if hasattr(method, "begin_training") else None
+        self._model, self._training = model, training
+        if self._method is not None:
+            self._method.begin_training(model, training.plan.total)
+            if training.history.step:
+                state = {key: tensor.to(model_device(model)) for key, tensor in training.of_method.items()}
+                self._method.restore_training_state(model, state)
+
+    def add_penalty(self, targets: int, processes: int) -> None:
+        """Adds the gradients of the method's penalty to those of the sum of losses, which is divided afterwards."""
+        penalty = None if self._method is None else self._method.penalty(self._model)
+        if penalty is None:
+            return
+        parameters = self._training.parameters
+        # not backward, which a DistributedDataParallel would take for its own
+        gradients = torch.autograd.grad(penalty * (max(targets, 1) / processes), parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+    def after_step(self, step: int) -> None:
+        """Lets the method act on the model after an optimiser step."""
+        if self._method is not None:
+            self._method.after_step(self._model, step)
+
+    def state(self) -> Mapping[str, Tensor]:
+        """What a checkpoint has to hold for the method."""
+        return {} if self._method is None else self._method.training_state(self._model)
+
+
 def train(
     model: nn.Module,
     workload: Workload,
@@ -229,6 +280,7 @@ def train(
     accelerator.wait_for_everyone()  # nobody may write a checkpoint before all have read
     model, training.optimizer = accelerator.prepare(model, training.optimizer)
     bare = accelerator.unwrap_model(model)
+    hooks = Hooks(run.method_settings, bare, training)
     started = time.monotonic() - history.seconds
 
     with console.bar(f"{stage.label}training", total - history.step, "step") as bar:
@@ -250,10 +302,11 @@ def train(
                 targets = targets + counts.sum()
             loss_sum, targets = global_sums(accelerator, loss_sum, targets)
 
+            hooks.add_penalty(targets, processes)
             norm = training.gradient_norm(targets, processes)
             if not (math.isfinite(loss_sum) and math.isfinite(norm)):
                 raise training.diverged("loss" if not math.isfinite(loss_sum) else "gradient", step + 1)
-            training.step(loss_sum, targets)
+            training.step(loss_sum, targets, hooks.after_step)
             rate = config.learning_rate * schedule(config, step, total)
             bar.set_postfix_str(f"loss {loss_sum / max(targets, 1):.3f}, learning rate {rate:.2e}")
             bar.update(1)
@@ -271,10 +324,15 @@ def train(
                 training.require_finite()
                 history.seconds = time.monotonic() - started
                 if store is not None and accelerator.is_main_process:
-                    store.save(bare, training.optimizer.optimizer, history)
+                    store.save(bare, training.optimizer.optimizer, history, hooks.state())
             if measured and on_measured is not None:
                 on_measured(history)
     return history
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Returns where a model's parameters are."""
+    return next(model.parameters()).device
 
 
 def micro_batch_size(config: TrainConfig, processes: int) -> int:

@@ -141,7 +141,7 @@ class Pack:
         """
         check_shared(self._config, config)
         method = config.method_settings
-        if not isinstance(method, PeftMethod):
+        if not (isinstance(method, PeftMethod) and method.packable):
             raise UserError(
                 f"--method {config.method} trains no vectors beside a frozen model, so that its trials cannot share a "
                 "pass: leave out --pack"

@@ -17,7 +17,7 @@ from harness.order import Order, by_length, step_seed
 from harness.training import make_optimizer, schedule
 
 # eight AdamW steps amplify the rounding of sums taken in another order
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
+TOLERANCE = {"rtol": 1e-4, "atol": 3e-5}  # AdamW turns rounding in gradients near zero into steps
 
 
 @pytest.fixture

@@ -42,11 +42,16 @@ class PeftMethod:
             trains what :meth:`apply` returns, the others what :meth:`enter` returns.
         search_space: what a sweep searches unless it is told otherwise: dotted keys of the run's configuration, such
             as ``train.learning_rate`` and ``method.r``, and where their values lie.
+        mergeable: whether an adapter can be folded into the weights; one that cannot is scored as it is.
+        packable: whether trials can train together as adapters of one model, if its tuner is a ``HadamardTuner``: the
+            hooks of training below are not called then, and its stages are told apart by :meth:`trained` alone.
     """
 
     paper: ClassVar[str]
     stages: ClassVar[tuple[Stage, ...]] = ()
     search_space: ClassVar[Mapping[str, Domain]] = DEFAULT
+    mergeable: ClassVar[bool] = True
+    packable: ClassVar[bool] = True
 
     def enter(
         self, stage: str, model: PreTrainedModel, task_type: str, modules_to_save: Sequence[str] = ()
@@ -83,6 +88,13 @@ class PeftMethod:
 
     def after_step(self, model: nn.Module, step: int) -> None:
         """Called after the optimiser's step number ``step``, counted from 1, with the gradients still there."""
+
+    def training_state(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """What these hooks need beside the trained parameters to go on from a checkpoint."""
+        return {}
+
+    def restore_training_state(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Puts back what :meth:`training_state` returned."""
 
     def peft_config(self, model: PreTrainedModel, task_type: str) -> PeftConfig:
         """The config for ``get_peft_model``.

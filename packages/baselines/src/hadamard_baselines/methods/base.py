@@ -12,6 +12,7 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from hadamard_core.config import DEFAULT_ROLES
 from hadamard_core.fused import as_linear, fuse, split_for, split_fused
 from hadamard_core.layer_selection import check_selection, layer_numbers, select_layers
 from hadamard_core.method import PeftMethod
@@ -29,7 +30,7 @@ EVERY_PROJECTION = (
 """All projections of a layer; a model without gates in its feed-forwards has no ``ffn_gate``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OnProjections(PeftMethod):
     """A method of peft's that adapts whole projections, by role or by name.
 
@@ -44,11 +45,11 @@ class OnProjections(PeftMethod):
     config_class: ClassVar[type[PeftConfig]]
     linear_only: ClassVar[bool] = True
 
-    roles: tuple[str, ...]
+    roles: tuple[str, ...] = DEFAULT_ROLES
     """Which projections are adapted, by role: query, key, value, attention_output, ffn_input, ffn_output, ..."""
-    target_modules: tuple[str, ...] | None
+    target_modules: tuple[str, ...] | None = None
     """Names or suffixes of the modules to adapt, by peft's rules, in place of roles."""
-    layers: tuple[int | str, ...] | None
+    layers: tuple[int | str, ...] | None = None
     """The layers to adapt: numbers from 0, ranges (2-5), top:N, bottom:N, every:N; all if not given."""
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ class OnProjections(PeftMethod):
         if self.target_modules is not None:
             names = list(self.target_modules)
             if self.linear_only:
-                as_linear(model, [name for name, _ in model.named_modules() if _ends_with_one_of(name, names)])
+                as_linear(model, modules_named(model, names))
             return names
         roles = self.roles
         if "ffn_gate" in roles and "ffn_gate" not in known_roles(model):
@@ -90,14 +91,17 @@ class OnProjections(PeftMethod):
         names = [] if names is None or isinstance(names, str) else list(names)
         split_for(base, names)
         if self.linear_only:
-            as_linear(base, [name for name, _ in base.named_modules() if _ends_with_one_of(name, names)])
+            as_linear(base, modules_named(base, names))
 
     def merge(self, model: PeftModel) -> nn.Module:
         return fuse(super().merge(model))
 
 
-def _ends_with_one_of(name: str, endings: Sequence[str]) -> bool:
-    return any(name == ending or name.endswith(f".{ending}") for ending in endings)
+def modules_named(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """The full names of the modules that these names, or suffixes of names, mean to peft."""
+    return [
+        full for full, _ in model.named_modules() if any(full == name or full.endswith(f".{name}") for name in names)
+    ]
 
 
 def require_at_least(name: str, value: float, minimum: float) -> None:

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from hadamard_baselines.lora import LoraConfig
 from hadamard_baselines.methods.base import OnProjections, require_at_least, require_positive, require_share
 from hadamard_baselines.vera import VeraConfig
-from hadamard_core.config import DEFAULT_ROLES
 from hadamard_core.search_space import Choices, Domain, LogUniform
 
 
@@ -54,12 +53,6 @@ class Lora(_LowRank):
     """The update is scaled by alpha / r."""
     dropout: float = 0.0
     """Dropout on the input of A, in training only."""
-    roles: tuple[str, ...] = DEFAULT_ROLES
-    """Which projections are adapted, by role."""
-    target_modules: tuple[str, ...] | None = None
-    """Names or suffixes of the modules to adapt, as peft has them, in place of roles."""
-    layers: tuple[int | str, ...] | None = None
-    """The layers to adapt: numbers from 0, ranges (2-5), top:N, bottom:N, every:N; all if not given."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,12 +92,6 @@ class Vera(_LowRank):
     """Save A and B too, 4 r (largest in_features + largest out_features) bytes; if not, they are drawn again."""
     projection_prng_key: int = 0
     """The seed of A and B, which do not depend on the seed of the run."""
-    roles: tuple[str, ...] = DEFAULT_ROLES
-    """Which projections are adapted, by role."""
-    target_modules: tuple[str, ...] | None = None
-    """Names or suffixes of the modules to adapt, as peft has them, in place of roles."""
-    layers: tuple[int | str, ...] | None = None
-    """The layers to adapt: numbers from 0, ranges (2-5), top:N, bottom:N, every:N; all if not given."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
