@@ -46,9 +46,16 @@ def copy_trained(config: RunConfig, base: Base, model: nn.Module) -> dict[str, A
     donor = replace(base, model_kwargs=stored["model"]["arguments"], new_head=True)
     adapter = (directory / "adapter").resolve()  # peft looks for a relative path that is not there on the model hub
     try:
-        loaded = dict(config.method_settings.load(donor.fresh(), adapter).named_parameters())
+        donor_model = config.method_settings.load(donor.fresh(), adapter)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{where}: its adapter folder cannot be read: {one_line(error)}") from error
+    loaded = dict(donor_model.named_parameters())
+    positions = {name: tensor for name, tensor in model.named_buffers() if name in model.state_dict()}
+    for name, tensor in donor_model.named_buffers():
+        if name in positions and not torch.equal(tensor.to(positions[name].device), positions[name]):
+            raise UserError(
+                f"{where}: --method {config.method} chooses anew what it trains, and {name} differs: leave it out"
+            )
     head = {id(parameter) for parameter in trained_by_group(model)["head"]}
     copied = 0
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What the harness brings itself, so that every comparison has its ends: full fine-tuning, and the head alone."""
+"""What the harness brings itself, the ends of a comparison: all parameters, the last layers, the head alone."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hadamard_core.search_space import Domain, LogUniform
+from hadamard_core.targets import find_targets, known_roles
+
+_ITSELF = MappingProxyType(
+    dict.fromkeys(("switch", "several", "mix"), "it changes the model itself")
+    | {"bf16": "it trains parameters of the model, in its dtype"}
+)
+"""What a method cannot that puts nothing beside the model."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,8 @@ class Full:
     """Full fine-tuning: every parameter of the model is trained."""
 
     paper: ClassVar[str] = "none: the reference that parameter-efficient methods are compared with"
+    acts_on: ClassVar[str] = "all parameters"
+    cannot: ClassVar[Mapping[str, str]] = _ITSELF
     # published rates are 1e-5 to 5e-5; a small model on a small budget took 1e-4, and learned nothing at 3e-4
     search_space: ClassVar[Mapping[str, Domain]] = MappingProxyType({"train.learning_rate": LogUniform(1e-5, 1e-3)})
 
@@ -42,10 +51,36 @@ class Full:
         return model
 
 
+class _Part:
+    """A part of the model itself is trained, and saved by its parameters' names."""
+
+    file: ClassVar[str]
+    cannot: ClassVar[Mapping[str, str]] = _ITSELF
+
+    def save(self, model: nn.Module, directory: Path) -> None:
+        """Writes what was trained."""
+        trained = {name: tensor.detach() for name, tensor in model.named_parameters() if tensor.requires_grad}
+        save_file(trained, directory / self.file)
+
+    def load(self, base: PreTrainedModel, directory: Path) -> nn.Module:
+        """Returns ``base`` with what was saved."""
+        parameters = dict(base.named_parameters())
+        with torch.no_grad():
+            for name, tensor in load_file(directory / self.file).items():
+                parameters[name].copy_(tensor)
+        return base.requires_grad_(False)
+
+    def merge(self, model: nn.Module) -> PreTrainedModel:
+        """Returns the model itself."""
+        return model
+
+
 @dataclass(frozen=True)
-class Head:
+class Head(_Part):
     """The head alone: what the frozen model's features give by themselves."""
 
+    file: ClassVar[str] = "head.safetensors"
+    acts_on: ClassVar[str] = "the head"
     paper: ClassVar[str] = "none: the lower end of a comparison, also known as linear probing"
     # the range of the methods that train few parameters; of 1e-3, 3e-3 and 1e-2 the highest did best on a small budget
     search_space: ClassVar[Mapping[str, Domain]] = MappingProxyType({"train.learning_rate": LogUniform(1e-4, 1e-1)})
@@ -58,24 +93,40 @@ class Head:
         """
         if not modules_to_save:
             raise ValueError("the model of this task has no head of its own, so there is nothing to train")
-        model.requires_grad_(False)
-        for name in modules_to_save:
-            model.get_submodule(name).requires_grad_(True)
-        return model
+        return _with_trained(model, modules_to_save)
 
-    def save(self, model: nn.Module, directory: Path) -> None:
-        """Writes what was trained to ``head.safetensors``."""
-        trained = {name: tensor.detach() for name, tensor in model.named_parameters() if tensor.requires_grad}
-        save_file(trained, directory / "head.safetensors")
 
-    def load(self, base: PreTrainedModel, directory: Path) -> nn.Module:
-        """Returns ``base`` with the head that was saved."""
-        parameters = dict(base.named_parameters())
-        with torch.no_grad():
-            for name, tensor in load_file(directory / "head.safetensors").items():
-                parameters[name].copy_(tensor)
-        return base.requires_grad_(False)
+@dataclass(frozen=True)
+class Top2(_Part):
+    """FT-Top2: fine-tunes the last two layers, and the head."""
 
-    def merge(self, model: nn.Module) -> PreTrainedModel:
-        """Returns the model itself."""
-        return model
+    file: ClassVar[str] = "layers.safetensors"
+    acts_on: ClassVar[str] = "the last two layers"
+    paper: ClassVar[str] = "Li and Liang 2021, arXiv:2101.00190 (FT-Top2)"
+    # the range of full fine-tuning; fewer parameters take somewhat more
+    search_space: ClassVar[Mapping[str, Domain]] = MappingProxyType({"train.learning_rate": LogUniform(1e-5, 1e-3)})
+
+    layers: int = 2
+    """How many layers are trained, counted from the output; final norms and embeddings stay as they are."""
+
+    def __post_init__(self) -> None:
+        if self.layers < 1:
+            raise ValueError(f"--method.layers is {self.layers}: it must be at least 1")
+
+    def apply(self, model: PreTrainedModel, task_type: str, modules_to_save: Sequence[str] = ()) -> nn.Module:
+        """Returns the model itself with its last layers and its head trained.
+
+        Raises:
+            ValueError: the model's architecture is not known, or it has fewer layers.
+        """
+        every = list(dict.fromkeys(target.layer_name for target in find_targets(model, known_roles(model)).values()))
+        if len(every) < self.layers:
+            raise ValueError(f"--method.layers is {self.layers}, and the model has {len(every)} layers")
+        return _with_trained(model, [*every[-self.layers :], *modules_to_save])
+
+
+def _with_trained(model: PreTrainedModel, modules: Sequence[str]) -> PreTrainedModel:
+    model.requires_grad_(False)
+    for name in modules:
+        model.get_submodule(name).requires_grad_(True)
+    return model

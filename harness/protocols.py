@@ -27,8 +27,8 @@ class Method(Protocol):
     which returns the model that one of them but the last trains; see :mod:`harness.stages`. A sweep searches the
     method's ``search_space`` (:mod:`hadamard_core.search_space`), without one the learning rate over a wide range. One
     that takes part in training has all of the hooks ``begin_training``, ``penalty``, ``after_step``, ``training_state``
-    and ``restore_training_state``, as ``PeftMethod`` describes them. One with ``mergeable = False`` is scored as
-    :meth:`load` returns it.
+    and ``restore_training_state``, as ``PeftMethod`` describes them. ``acts_on`` says in words what it changes, and
+    ``cannot`` which promises it does not keep; one that cannot ``"merge"`` is scored as :meth:`load` returns it.
     """
 
     paper: ClassVar[str]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
-import inspect
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -88,23 +87,3 @@ def presets(task: type[Any]) -> dict[str, Path]:
     folders = [folder for folder in (getattr(task, "shared_recipes", None), task.recipes) if folder is not None]
     found = {path.stem: path for folder in folders for path in Path(folder).glob("*.toml")}
     return dict(sorted(found.items()))
-
-
-def listing() -> str:
-    """Returns what ``--list`` prints: every method and task with its first docstring line and where it comes from.
-
-    One that cannot be used is listed with the reason, so that it does not hide the others.
-    """
-    lines = []
-    for kind in ("method", "task"):
-        lines.append(f"{kind}s")
-        for name, entry in entries(kind).items():
-            try:
-                item = entry.load()
-                about = (inspect.getdoc(item) or "").partition("\n")[0]
-                detail = f"paper: {item.paper}" if kind == "method" else f"presets: {', '.join(presets(item))}"
-            except IMPORT_ERRORS as error:
-                about, detail = "broken, cannot be used", f"{type(error).__name__}: {one_line(error)}"
-            lines.append(f"  {name:<12} {about}")
-            lines.append(f"  {'':<12} {detail}; from {distribution(entry)}")
-    return "\n".join(lines)

@@ -24,7 +24,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from huggingface_hub.utils import disable_progress_bars
 from torch import nn
 
-from harness import cli, init_from, registry, result, scoring, stages, summary
+from harness import catalogue, cli, init_from, result, scoring, stages, summary
 from harness.checkpoint import CheckpointStore, History
 from harness.config import RunConfig, default_output_dir, validate
 from harness.console import Console, is_main_process, stdout_for_the_result
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; see :class:`harness.cli.CommandLine` for its flags."""
     command = cli.parse(argv)
     if command.list:
-        print(registry.listing())
+        print(catalogue.listing())
         return 0
     if not command.debug:
         quieten_libraries()

@@ -40,7 +40,7 @@ def write_adapters(
 def read_back(method: Method, base: Base, folder: Path, device: torch.device) -> nn.Module:
     """Returns a fresh base model with what ``folder`` holds, folded into its weights if that can be."""
     model = method.load(base.fresh(), folder)
-    if getattr(method, "mergeable", True):
+    if "merge" not in getattr(method, "cannot", ()):
         model = method.merge(model)
     return model.eval().requires_grad_(False).to(device)
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -69,7 +70,7 @@ def tidy(text: str) -> str:
 
 
 def decode(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     search: BeamSearch,
@@ -93,7 +94,11 @@ def decode(
 
 @torch.inference_mode()
 def beam_search(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, end: Sequence[int], search: BeamSearch
+    model: PreTrainedModel | PeftModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    end: Sequence[int],
+    search: BeamSearch,
 ) -> list[list[int]]:
     """Returns the generated ids of the best text for each row, end token left out.
 
@@ -114,10 +119,12 @@ def beam_search(
         eos_token_id=list(end),
         pad_token_id=end[0],
     )
-    own = model.generation_config
+    # peft's model hands generate over to the one inside
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    own = inner.generation_config
     try:
         # What generate is not told it takes from here.
-        model.generation_config = GenerationConfig()
+        inner.generation_config = GenerationConfig()
         sequences = model.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=attention_mask.to(model.device),
@@ -125,7 +132,7 @@ def beam_search(
             logits_processor=processors,
         )
     finally:
-        model.generation_config = own
+        inner.generation_config = own
     return [until_end(row, end) for row in sequences[:, width:].tolist()]
 
 

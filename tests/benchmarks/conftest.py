@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 from accelerate.state import AcceleratorState
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -209,6 +209,28 @@ def word_tokenizer(kind: str) -> PreTrainedTokenizerFast:
         mask_token=mask,
         model_input_names=["input_ids", *types, "attention_mask"],
     )
+
+
+def byte_tokenizer(*, blank_line: bool = True, begin: bool = True) -> PreTrainedTokenizerFast:
+    """Returns a tokenizer of bytes; a blank line is one token or two, a begin-of-text token exists or not."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    line_break = "Ċ"  # how byte-level vocabularies spell it
+    merges = [(line_break, line_break)] if blank_line else []
+    vocabulary = {text: index for index, text in enumerate([*alphabet, *("".join(pair) for pair in merges)])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        **({"bos_token": "<|begin|>"} if begin else {}),
+        name_or_path="bytes",
+    )
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    return byte_tokenizer
 
 
 def tiny_config(kind: str) -> PreTrainedConfig:

@@ -10,7 +10,7 @@ import pytest
 import tomli_w
 import tyro
 
-from harness import cli, recipes, registry
+from harness import catalogue, cli, recipes, registry
 from harness.config import DataConfig, RunConfig, TrainConfig, to_tree
 from harness.errors import UserError
 
@@ -132,10 +132,11 @@ def test_help_without_names_says_how_to_see_more(capsys):
 
 
 def test_list_shows_methods_tasks_and_presets_whatever_else_is_broken():
-    listing = registry.listing()
+    listing = catalogue.listing()
     for words in (
         "lora",
-        "arXiv 2106.09685",
+        "Hu et al. 2021, arXiv:2106.09685",
+        "786,432",
         "full",
         "toy",
         "presets: epochs, quick",

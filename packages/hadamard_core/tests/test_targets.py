@@ -17,6 +17,7 @@ from transformers import (
     EncoderDecoderConfig,
     EncoderDecoderModel,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.bert.modeling_bert import BertEncoder
 
 from hadamard_core.orientation import OutputSlice, features, is_supported, weight_as_linear
@@ -342,6 +343,14 @@ def test_a_layer_has_its_number_in_every_stack(case):
     assert find_targets(model, known_roles(model), []) == every
 
 
+@every_architecture
+def test_a_target_names_its_layer(case):
+    model = tiny_model(case)
+    layers = {name for name, module in model.named_modules() if isinstance(module, GradientCheckpointingLayer)}
+
+    assert {target.layer_name for target in find_targets(model, known_roles(model)).values()} == layers
+
+
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_scopes_part_the_attentions_of_an_encoder_decoder(name):
     model = tiny_model(CASES[name])
@@ -407,6 +416,12 @@ def test_a_model_inside_another_module_is_found():
         "backbone.encoder.layer.0.attention.self.query",
         "backbone.encoder.layer.1.attention.self.query",
     ]
+
+
+def test_a_layer_is_not_taken_for_a_list_around_its_model():
+    targets = find_targets(nn.ModuleList([nn.Linear(2, 2), tiny_model(CASES["bert"])]), ["query"])
+
+    assert [target.layer_name for target in targets.values()] == ["1.encoder.layer.0", "1.encoder.layer.1"]
 
 
 def test_every_known_model_inside_is_searched():

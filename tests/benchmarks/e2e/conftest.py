@@ -1,4 +1,4 @@
-"""A byte-level tokenizer and tiny language models, built here."""
+"""Tiny language models, built here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -16,22 +15,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-
-END, BEGIN = "<|end|>", "<|begin|>"
-
-
-def _tokenizer(*, blank_line: bool = True, begin: bool = True) -> PreTrainedTokenizerFast:
-    """Returns a tokenizer of bytes; a blank line is one token or two, a begin-of-text token exists or not."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    line_break = "Ċ"  # how byte-level vocabularies spell it
-    merges = [(line_break, line_break)] if blank_line else []
-    vocabulary = {text: index for index, text in enumerate([*alphabet, *("".join(pair) for pair in merges)])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, **({"bos_token": BEGIN} if begin else {}), name_or_path="bytes"
-    )
 
 
 def _model(kind: str, vocabulary: int = 260) -> PreTrainedModel:
@@ -57,13 +40,8 @@ def _model(kind: str, vocabulary: int = 260) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="session")
-def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
-    return _tokenizer
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return _tokenizer()
+def tokenizer(make_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
+    return make_tokenizer()
 
 
 @pytest.fixture(scope="session", params=["gpt2", "llama"])

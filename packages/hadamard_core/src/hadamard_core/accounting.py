@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BasePromptEncoder, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -82,6 +82,8 @@ def _grouped_parameters(module: nn.Module, group: str, is_base: bool) -> Iterato
             yield from _grouped_parameters(child, copied_group, is_base=False)
         elif isinstance(module, PreTrainedModel) and _is_head(child, module):
             yield from _grouped_parameters(child, "head", is_base)
+        elif isinstance(child, BasePromptEncoder):
+            yield from _grouped_parameters(child, "adapter", is_base=False)
         else:
             yield from _grouped_parameters(child, group, is_base)
 

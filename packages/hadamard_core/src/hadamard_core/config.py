@@ -97,6 +97,8 @@ class HadamardConfig(PeftConfig):
             if self.roles is not None and tuple(self.roles) != type(self).roles:
                 raise ValueError(f"target_modules and roles={tuple(self.roles)} are both given; give one of them.")
             self.roles = None
+        elif self.roles is None and type(self).roles is None:
+            pass  # by default the method adapts all that it can
         elif not self.roles:
             raise ValueError("Neither target_modules nor roles is given; name what to adapt.")
         else:

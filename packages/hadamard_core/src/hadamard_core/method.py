@@ -42,7 +42,9 @@ class PeftMethod:
             trains what :meth:`apply` returns, the others what :meth:`enter` returns.
         search_space: what a sweep searches unless it is told otherwise: dotted keys of the run's configuration, such
             as ``train.learning_rate`` and ``method.r``, and where their values lie.
-        mergeable: whether an adapter can be folded into the weights; one that cannot is scored as it is.
+        acts_on: the parts of a model that it changes, in words; empty for those that the field ``roles`` names.
+        cannot: promises that the method cannot keep by its nature, each with the reason in a sentence; their names are
+            those of :mod:`harness.capabilities`. One that cannot ``"merge"`` is scored as it is.
         packable: whether trials can train together as adapters of one model, if its tuner is a ``HadamardTuner``: the
             hooks of training below are not called then, and its stages are told apart by :meth:`trained` alone.
     """
@@ -50,7 +52,8 @@ class PeftMethod:
     paper: ClassVar[str]
     stages: ClassVar[tuple[Stage, ...]] = ()
     search_space: ClassVar[Mapping[str, Domain]] = DEFAULT
-    mergeable: ClassVar[bool] = True
+    acts_on: ClassVar[str] = ""
+    cannot: ClassVar[Mapping[str, str]] = {}
     packable: ClassVar[bool] = True
 
     def enter(

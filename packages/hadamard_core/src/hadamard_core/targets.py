@@ -50,11 +50,13 @@ class Target:
         name: full name in the model it was found in; on an adapted layer, the name of the whole layer.
         slices: the slices of a fused projection to adapt, by their part; None stands for the whole module.
         layer: the number of its layer, which in an encoder-decoder model both stacks count from 0.
+        layer_name: full name of the layer that it is in.
     """
 
     name: str
     slices: tuple[OutputSlice, ...] | None
     layer: int
+    layer_name: str
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,7 @@ def find_targets(
             if place.slice is not None:
                 before = targets[place.name].slices if place.name in targets else ()
                 slices = tuple(sorted({*before, place.slice}, key=lambda own: own.part))
-            targets[place.name] = Target(place.name, slices, place.layer)
+            targets[place.name] = Target(place.name, slices, place.layer, place.layer_name)
     return _in_layers(targets, roles, layers_to_transform, layers_pattern)
 
 
@@ -291,13 +293,14 @@ class _Place:
     scoped_role: str
     slice: OutputSlice | None
     layer: int
+    layer_name: str
 
 
 def _places(model: nn.Module) -> list[_Place]:
     """Everything in `model` that has a role, in the model's order."""
     tables = _tables(model)
     places = [
-        _Place(name, scoped_role, _slice(where, model, name), int(match["layer"]))
+        _Place(name, scoped_role, _slice(where, model, name), int(match["layer"]), name[: match.end("layer")])
         for name, _ in model.named_modules()
         for root, table in tables.items()
         if _is_inside(root, name)

@@ -237,6 +237,7 @@ class MethodContract:
         return model
 
     def test_adapters_mixed_in_one_batch_equal_each_apart(self, case, variant, base, x):
+        base, x = base.double(), x.double() if x.is_floating_point() else x  # so that rounding is no matter
         model = self.mixed(case, base, variant)
         names = ["other", "__base__", "default", "other", "default"][: len(x)]
         grad = torch.randn_like(output(base, x))
@@ -254,7 +255,9 @@ class MethodContract:
             assert_close(y[own], apart)
             theirs = torch.autograd.grad(apart, list(parameters.values()), grad[own])
             for key, gradient in zip(parameters, theirs, strict=True):
-                assert_close(gradients[key], gradient, rtol=1e-4, atol=1e-4 * gradient.abs().max().item())
+                # A gradient may be zero but for rounding, as that of a key's bias is, which the softmax does not see.
+                atol = 1e-4 * gradient.abs().max().item() + 1e-6
+                assert_close(gradients[key], gradient, rtol=1e-4, atol=atol)
 
     @_only_on("bert")
     def test_mixed_batches_take_each_samples_head_too(self, case, variant, base, x):

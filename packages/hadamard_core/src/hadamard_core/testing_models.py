@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,28 +48,29 @@ class OneConv1D(nn.Module):
 
 
 # Weights are large, so that what an adapter changes inside is seen in the output.
-_SIZES = {
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "initializer_range": 0.5,
-}
+def _sizes(width: int, spread: float) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 40,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "initializer_range": spread,
+    }
 
 
-def _gpt2() -> GPT2LMHeadModel:
+def _gpt2(width: int = 16, spread: float = 0.5) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(
-        GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=40, n_positions=32, initializer_range=0.5)
+        GPT2Config(n_embd=width, n_layer=2, n_head=2, vocab_size=40, n_positions=64, initializer_range=spread)
     )
 
 
-def _bert() -> BertForSequenceClassification:
-    return BertForSequenceClassification(BertConfig(**_SIZES, num_labels=3))
+def _bert(width: int = 16, spread: float = 0.5) -> BertForSequenceClassification:
+    return BertForSequenceClassification(BertConfig(**_sizes(width, spread), num_labels=3))
 
 
 def _llama() -> LlamaForCausalLM:
-    return LlamaForCausalLM(LlamaConfig(**_SIZES, num_key_value_heads=1))
+    return LlamaForCausalLM(LlamaConfig(**_sizes(16, 0.5), num_key_value_heads=1))
 
 
 def _ids(generator: torch.Generator) -> Tensor:
@@ -104,6 +105,13 @@ MODELS: dict[str, ModelCase] = {
     "bert": ModelCase(_bert, _ids, {}, "classifier", "SEQ_CLS"),
     "llama": ModelCase(_llama, _ids, {}, "model.norm", "CAUSAL_LM"),
 }
+
+
+WIDER: dict[str, ModelCase] = {
+    "bert": replace(MODELS["bert"], build=lambda: _bert(32, 0.3)),
+    "gpt2": replace(MODELS["gpt2"], build=lambda: _gpt2(32, 0.3)),
+}
+"""An encoder and a decoder wide enough for every method's own settings."""
 
 
 def output(model: nn.Module, x: Tensor, **kwargs: Any) -> Tensor:

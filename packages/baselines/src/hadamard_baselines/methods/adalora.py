@@ -37,8 +37,12 @@ class AdaLora(OnProjections):
     """
 
     paper: ClassVar[str] = "Zhang et al. 2023, arXiv:2303.10512"
+    acts_on: ClassVar[str] = "all projections"
     config_class: ClassVar[type[PeftConfig]] = peft.AdaLoraConfig
     packable: ClassVar[bool] = False
+    cannot: ClassVar[Mapping[str, str]] = MappingProxyType(
+        dict.fromkeys(("several", "mix"), "peft's rank allocator looks after one adapter that trains")
+    )
     # The paper's rates on GLUE are 5e-4 to 2.2e-3, and its target ranks 2 to 8.
     search_space: ClassVar[Mapping[str, Domain]] = MappingProxyType(
         {"train.learning_rate": LogUniform(1e-4, 1e-2), "method.target_r": Choices((2, 4, 8))}

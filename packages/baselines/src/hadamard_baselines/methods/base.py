@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 from peft import PeftConfig, PeftModel
@@ -28,6 +29,12 @@ EVERY_PROJECTION = (
     "ffn_output",
 )
 """All projections of a layer; a model without gates in its feed-forwards has no ``ffn_gate``."""
+
+
+NO_MIXED_BATCHES = MappingProxyType(
+    {"mix": "peft ignores `adapter_names` with it: the whole batch is computed with the active adapter"}
+)
+"""What most of peft's own methods cannot, for ``cannot`` of a method."""
 
 
 @dataclass(frozen=True, kw_only=True)

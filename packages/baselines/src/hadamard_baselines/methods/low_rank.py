@@ -12,7 +12,13 @@ from peft import PeftConfig
 from transformers import PreTrainedModel
 
 from hadamard_baselines.lora import LoraConfig
-from hadamard_baselines.methods.base import OnProjections, require_at_least, require_positive, require_share
+from hadamard_baselines.methods.base import (
+    NO_MIXED_BATCHES,
+    OnProjections,
+    require_at_least,
+    require_positive,
+    require_share,
+)
 from hadamard_baselines.vera import VeraConfig
 from hadamard_core.search_space import Choices, Domain, LogUniform
 
@@ -75,6 +81,7 @@ class Vera(_LowRank):
 
     paper: ClassVar[str] = "Kopiczko et al. 2023, arXiv:2310.11454"
     config_class: ClassVar[type[PeftConfig]] = VeraConfig
+    cannot: ClassVar[Mapping[str, str]] = NO_MIXED_BATCHES
     # The paper's rates are 1e-2 to 3e-2 on GLUE and 1e-1 on E2E, with a lower one for the head, which shares it here;
     # its ranks are 256 and 1024.
     search_space: ClassVar[Mapping[str, Domain]] = MappingProxyType(

@@ -13,6 +13,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
+from hadamard_baselines.methods.base import NO_MIXED_BATCHES
 from hadamard_core.method import PeftMethod
 from hadamard_core.norm import is_norm
 from hadamard_core.search_space import Domain, LogUniform
@@ -23,6 +24,10 @@ class LnTuning(PeftMethod):
     """LN tuning: the norms of the model are trained, with peft's copies of them."""
 
     paper: ClassVar[str] = "Zhao et al. 2023, arXiv:2312.11420"
+    acts_on: ClassVar[str] = "all norms"
+    cannot: ClassVar[Mapping[str, str]] = MappingProxyType(
+        NO_MIXED_BATCHES | {"bf16": "peft trains copies of the norms, in the dtype of the model"}
+    )
     # The paper's rates go up to 1e-3 on large models; norms alone are few numbers near 1, which take more.
     search_space: ClassVar[Mapping[str, Domain]] = MappingProxyType({"train.learning_rate": LogUniform(1e-4, 3e-2)})
     """The learning rate."""

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from hadamard_baselines.methods.base import (
     EVERY_PROJECTION,
+    NO_MIXED_BATCHES,
     OnProjections,
     modules_named,
     require_at_least,
@@ -38,6 +39,9 @@ class Dora(OnProjections):
 
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2402.09353"
     config_class: ClassVar[type[PeftConfig]] = peft.LoraConfig
+    cannot: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"mix": "peft computes a norm over all of a weight, so that it refuses `adapter_names` with DoRA"}
+    )
     # The paper's rates are 1e-4 to 2e-4 on large language models; small models take more, as with LoRA.
     search_space: ClassVar[Mapping[str, Domain]] = MappingProxyType(
         {"train.learning_rate": _RATE, "method.r": Choices((4, 8, 16))}
@@ -81,6 +85,9 @@ class FourierFT(OnProjections):
 
     paper: ClassVar[str] = "Gao et al. 2024, arXiv:2405.03003"
     config_class: ClassVar[type[PeftConfig]] = peft.FourierFTConfig
+    cannot: ClassVar[Mapping[str, str]] = MappingProxyType(
+        NO_MIXED_BATCHES | {"start": "the paper's code draws the coefficients at random; `start=zero` does not"}
+    )
     # The paper's rates are 4.3e-2 to 8e-2 on GLUE and 2e-2 on E2E, with scales of 69 to 300.
     search_space: ClassVar[Mapping[str, Domain]] = MappingProxyType(
         {"train.learning_rate": LogUniform(1e-3, 3e-1), "method.n": Choices((200, 1000, 3000))}
@@ -130,6 +137,7 @@ class KronA(OnProjections):
 
     paper: ClassVar[str] = "Edalati et al. 2022, arXiv:2212.10650"
     config_class: ClassVar[type[PeftConfig]] = peft.LoKrConfig
+    cannot: ClassVar[Mapping[str, str]] = NO_MIXED_BATCHES
     # No rate of the paper is at hand; the range is LoRA's, wider above because one entry stands in many places.
     search_space: ClassVar[Mapping[str, Domain]] = MappingProxyType(
         {"train.learning_rate": LogUniform(1e-4, 3e-2), "method.scale": Choices((1.0, 4.0, 16.0))}
@@ -167,6 +175,7 @@ class Ia3(OnProjections):
 
     paper: ClassVar[str] = "Liu et al. 2022, arXiv:2205.05638"
     config_class: ClassVar[type[PeftConfig]] = peft.IA3Config
+    cannot: ClassVar[Mapping[str, str]] = NO_MIXED_BATCHES
     # The paper's rate is 3e-3 with Adafactor; scales start at 1, so that steps are relative, as HUT's.
     search_space: ClassVar[Mapping[str, Domain]] = MappingProxyType({"train.learning_rate": LogUniform(1e-4, 1e-1)})
     """The learning rate."""
@@ -189,6 +198,7 @@ class Hira(OnProjections):
 
     paper: ClassVar[str] = "Huang et al. 2025, ICLR, openreview TwJrTz9cRS"
     config_class: ClassVar[type[PeftConfig]] = peft.HiraConfig
+    cannot: ClassVar[Mapping[str, str]] = NO_MIXED_BATCHES
     # The paper's rates are around 1e-3 on large language models; updates are relative to W0, so that they are small.
     search_space: ClassVar[Mapping[str, Domain]] = MappingProxyType(
         {"train.learning_rate": LogUniform(1e-4, 3e-2), "method.r": Choices((8, 16, 32))}
@@ -220,6 +230,7 @@ class LoHa(OnProjections):
 
     paper: ClassVar[str] = "Hyeon-Woo et al. 2021, arXiv:2108.06098; Yeh et al. 2023, arXiv:2309.14859"
     config_class: ClassVar[type[PeftConfig]] = peft.LoHaConfig
+    cannot: ClassVar[Mapping[str, str]] = NO_MIXED_BATCHES
     # No paper fine-tunes such models with it; the range is LoRA's.
     search_space: ClassVar[Mapping[str, Domain]] = MappingProxyType(
         {"train.learning_rate": _RATE, "method.r": Choices((2, 4, 8))}
@@ -246,7 +257,11 @@ class Road(OnProjections):
     """RoAd: rotates and scales pairs of a projection's outputs by trained angles and factors."""
 
     paper: ClassVar[str] = "Liao and Monz 2024, arXiv:2409.00119"
+    acts_on: ClassVar[str] = "all projections"
     config_class: ClassVar[type[PeftConfig]] = peft.RoadConfig
+    cannot: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"mix": "peft mixes its layers, but not the heads beside them, so that this is for models without a head"}
+    )
     # The paper's rates are 1e-3 to 5e-3; angles start at 0 and factors at 1, so that steps are relative, as HUT's.
     search_space: ClassVar[Mapping[str, Domain]] = MappingProxyType(
         {"train.learning_rate": LogUniform(1e-4, 1e-1), "method.variant": Choices(("road_1", "road_2", "road_4"))}
@@ -280,6 +295,7 @@ class Beft(OnProjections):
 
     paper: ClassVar[str] = "Huang et al. 2025, arXiv:2509.15974"
     config_class: ClassVar[type[PeftConfig]] = peft.BeftConfig
+    cannot: ClassVar[Mapping[str, str]] = NO_MIXED_BATCHES
     # As BitFit's, which trains all biases at 1e-4 to 1e-2; fewer take more.
     search_space: ClassVar[Mapping[str, Domain]] = MappingProxyType({"train.learning_rate": LogUniform(1e-4, 1e-1)})
     """The learning rate."""
