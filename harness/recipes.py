@@ -21,7 +21,8 @@ keys, and ``[methods.NAME.method]`` besides::
     epochs = 3
 
 A stage's table is there for each stage of the method but the last, whose settings are those of ``train``; a task's part
-is for recipes that several tasks share, and comes before the method's. A method that the recipe does not name takes the
+is for recipes that several tasks share, and comes before the method's. ``methods_from = "FILE"`` takes the settings of
+methods that the recipe does not name from the ``[methods]`` of a file beside it. A method that neither names takes the
 common part. Steps and epochs say one thing in two ways, so a part that sets the one switches off the other.
 """
 
@@ -102,7 +103,7 @@ def build_from_file(method: str, task: str, path: Path) -> RunConfig:
     except OSError as error:
         raise UserError(f"--recipe {path} cannot be read: {error.strerror}") from error
     named = recipe.get("methods", {})
-    if named and isinstance(named, Mapping) and method not in named:
+    if named and isinstance(named, Mapping) and method not in named and "methods_from" not in recipe:
         raise UserError(
             f"--recipe {path} has settings for --method {' and '.join(named)}, and none for {method}: give the method "
             "that it is for, or another recipe"
@@ -112,7 +113,7 @@ def build_from_file(method: str, task: str, path: Path) -> RunConfig:
 
 def _with_recipe(config: RunConfig, recipe: Mapping[str, Any], file: str) -> RunConfig:
     """Returns a configuration with a recipe laid over it: the common part, then those of its task and its method."""
-    common = {key: value for key, value in recipe.items() if key not in ("tasks", "methods")}
+    common = {key: value for key, value in recipe.items() if key not in ("tasks", "methods", "methods_from")}
     config = merge_part(config, common, SHARED, file, "")
     for kind, own, allowed in (("tasks", config.task, SHARED), ("methods", config.method, FOR_ONE_METHOD)):
         parts = recipe.get(kind, {})
@@ -125,6 +126,11 @@ def _with_recipe(config: RunConfig, recipe: Mapping[str, Any], file: str) -> Run
                 config = merge_part(config, part, allowed, file, f"{kind}.{name}.")
                 if allowed is FOR_ONE_METHOD:
                     config = merge_stages(config, part, file, f"{kind}.{name}.")
+    if "methods_from" in recipe and config.method not in recipe.get("methods", {}):
+        other = Path(file).parent / str(recipe["methods_from"])
+        if not other.is_file():
+            raise UserError(f"{file}: methods_from is {recipe['methods_from']!r}: there is no such file beside it")
+        config = _with_recipe(config, {"methods": read_toml(other).get("methods", {})}, str(other))
     return config
 
 

@@ -28,6 +28,11 @@ else:
 TASKS = {name: registry.load("task", name) for name in registry.entries("task")}
 FILES = {(name, preset): path for name, task in TASKS.items() for preset, path in registry.presets(task).items()}
 RECIPES = {key: tomllib.loads(path.read_text(encoding="utf-8")) for key, path in FILES.items()}
+SHARED = {
+    key: tomllib.loads((FILES[key].parent / recipe["methods_from"]).read_text(encoding="utf-8"))["methods"]
+    for key, recipe in RECIPES.items()
+    if "methods_from" in recipe
+}
 
 # the tasks of GLUE that both papers have, in the order of their tables
 GLUE = ("sst2", "mrpc", "cola", "qnli", "rte", "stsb")
@@ -53,7 +58,7 @@ def compared(task: str) -> list[str]:
 LOADED = [
     (task, preset, method)
     for (task, preset), recipe in RECIPES.items()
-    for method in dict.fromkeys([*recipe["methods"], *compared(task)])
+    for method in dict.fromkeys([*recipe["methods"], *SHARED.get((task, preset), ()), *compared(task)])
 ]
 # A recipe that tasks share runs on one of them. Those of e2e and cola run with every method that they name, and the
 # others, which are much alike, with one of theirs in turn.
@@ -73,7 +78,18 @@ def test_the_comparison_is_installed():
 
 @pytest.mark.parametrize(("task", "preset"), FILES)
 def test_it_names_installed_methods_only(task, preset):
-    assert RECIPES[task, preset]["methods"].keys() <= registry.entries("method").keys()
+    named = RECIPES[task, preset]["methods"].keys()
+    shared = SHARED.get((task, preset), {}).keys()
+    assert named | shared <= registry.entries("method").keys()
+    assert not named & shared
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_quick_presets_have_settings_for_every_method(task):
+    named = {*RECIPES[task, "quick"]["methods"], *SHARED[task, "quick"]}
+    ours = {name for name, entry in registry.entries("method").items() if "toy" not in entry.dist.name}
+    # BitFit is for models with biases, the head for models with a head
+    assert ours - named <= (set() if task != "e2e" else {"bitfit", "head"})
 
 
 @pytest.mark.parametrize(("task", "preset", "method"), LOADED)
@@ -90,7 +106,7 @@ def settings_of(recipe: Mapping[str, Any], task: str, method: str) -> dict[str, 
             found.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
         return found
 
-    common = {key: value for key, value in recipe.items() if key not in ("methods", "tasks")}
+    common = {key: value for key, value in recipe.items() if key not in ("methods", "methods_from", "tasks")}
     parts = (common, recipe.get("tasks", {}).get(task, {}), recipe["methods"].get(method, {}))
     return {key: value for part in parts for key, value in flat(part).items()}
 
