@@ -44,9 +44,13 @@ class Trial:
     x: Tensor
     heads: Sequence[str]
 
+    def fresh(self) -> nn.Module:
+        """A copy of the model."""
+        return copy.deepcopy(self.base)
+
     def adapted(self, base: nn.Module | None = None, random: bool = True) -> nn.Module:
         """The method on a copy of the model; what trains is moved off its start if it is to be random."""
-        model = copy.deepcopy(self.base if base is None else base)
+        model = self.fresh() if base is None else copy.deepcopy(base)
         torch.manual_seed(1)
         model = self.method.apply(model, self.case.task_type, self.heads).eval()
         if random:
@@ -57,7 +61,7 @@ class Trial:
         """What comes back from the disk into a fresh copy of the model."""
         with tempfile.TemporaryDirectory() as folder:
             self.method.save(model, Path(folder))
-            return self.method.load(copy.deepcopy(self.base), Path(folder)).eval()
+            return self.method.load(self.fresh(), Path(folder)).eval()
 
 
 def move(model: nn.Module) -> None:
@@ -132,7 +136,7 @@ def is_switched_off(trial: Trial) -> None:
 def with_another(trial: Trial) -> tuple[PeftModel, Tensor]:
     """A model with the adapters ``default`` and ``other``, and what it computes with the second."""
     model = _peft(trial.adapted())
-    config = trial.method.peft_config(copy.deepcopy(trial.base), trial.case.task_type)
+    config = trial.method.peft_config(trial.fresh(), trial.case.task_type)
     config.modules_to_save = list(trial.heads) or None
     model.add_adapter("other", config)
     model.set_adapter("other")
@@ -163,7 +167,7 @@ def mixes_in_a_batch(trial: Trial) -> None:
 
 
 def keeps_fp32_on_bf16(trial: Trial) -> None:
-    model = trial.adapted(copy.deepcopy(trial.base).to(torch.bfloat16), random=False)
+    model = trial.adapted(trial.fresh().to(torch.bfloat16), random=False)
     groups = trained_by_group(model)
     trained = [*groups["adapter"], *groups["norm"]]
     assert {parameter.dtype for parameter in trained} == {torch.float32}, "adapters are not fp32"

@@ -21,8 +21,8 @@ class Bitfit(PeftMethod):
 
     paper: ClassVar[str] = "Ben Zaken, Goldberg, Ravfogel 2022, arXiv:2106.10199"
     acts_on: ClassVar[str] = "all biases"
-    # The range of LoRA; rates for biases alone lie well above those for full fine-tuning.
-    search_space: ClassVar[Mapping[str, Domain]] = MappingProxyType({"train.learning_rate": LogUniform(1e-4, 1e-2)})
+    # Rates for biases alone lie well above those for full fine-tuning; the range is LoRA's, and a little more above.
+    search_space: ClassVar[Mapping[str, Domain]] = MappingProxyType({"train.learning_rate": LogUniform(1e-4, 3e-2)})
     """The learning rate."""
 
     roles: tuple[str, ...] | None = None
