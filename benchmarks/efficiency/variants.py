@@ -1,11 +1,12 @@
 """The rows: one model for each method, over one set of frozen weights.
 
-All adapt query and value, but the Hadamard adapter, which is on the attention's output and trains the norm of the
-attention's block besides, and scale and shift, which is the part before the output projection by itself. Trained values
+Rows of peft, and those that are compared with them, adapt query and value. The Hadamard adapter is on the attention's
+output and trains the norm of the attention's block besides; scale and shift is the part before the output projection by
+itself. The other methods of the harness act where their papers have them, with the harness's defaults. Trained values
 start as the method has them and then get the same noise, so that no row has the easy case of all ones or zeros; LoRA
 and VeRA of this repository have the settings of peft's own.
 
-On a fused projection (GPT-2's ``c_attn``) HUT adapts the slices of query and value, and a method of peft all of it.
+On a fused projection (GPT-2's ``c_attn``) HUT adapts the slices of query and value, and a row of peft all of it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from hadamard_adapter import HadamardAdapterConfig
 from hadamard_core.functional import scale_shift
 from hadamard_core.orientation import features, weight_as_linear
 from hadamard_core.targets import find_targets, module_names
+from harness import registry
 from harness.errors import UserError, one_line
 from hut import HutConfig
 from hut.layer import HutLinear
@@ -122,6 +124,11 @@ def _lora(config: type[PeftConfig], r: int = LORA_RANK, **options: Any) -> Calla
     return _of_peft(config, r=r, lora_alpha=2 * r, lora_dropout=0.0, **options)
 
 
+def _of_harness(name: str) -> Callable[[nn.Module], nn.Module]:
+    """A method as the harness applies it, with its defaults; its last stage if it has stages."""
+    return lambda model: registry.load("method", name)().apply(model, "FEATURE_EXTRACTION")
+
+
 @dataclass(frozen=True)
 class Variant:
     """A row: what it is called in a table, and how it adapts a copy of the frozen model."""
@@ -151,6 +158,15 @@ VARIANTS = {
     "full": Variant("full fine-tuning", _full),
 }
 """By short name, in the order of a table."""
+
+# They train a part of the model itself, or need a task and room for more positions than a batch has.
+_NO_ROWS = ("head", "top2", "prefix", "prompt", "prelayer")
+
+VARIANTS |= {
+    name: Variant(f"{name}, defaults", _of_harness(name))
+    for name in registry.entries("method")
+    if name not in {*VARIANTS, *_NO_ROWS}
+}
 
 RANKED: dict[str, Callable[[int], Callable[[nn.Module], nn.Module]]] = {
     "hut": lambda r: _hut("auto", r),

@@ -53,8 +53,9 @@ class MethodContract:
         config_class: the method's config.
         variants: fields of the config, each a dictionary, to test beside the defaults.
         models: keys of :data:`~hadamard_core.testing_models.MODELS` on which the method can act.
-        exempt: tests whose promise the method cannot keep by its nature, each with the reason in a sentence. They are
-            run all the same, and one that passes is an error, so that no exemption outlives its reason.
+        exempt: tests whose promise the method cannot keep by its nature, each with the reason in a sentence;
+            ``"test_name[part]"`` means those of a test whose parameters have that part in their name. They are run all
+            the same, and one that passes is an error, so that no exemption outlives its reason.
     """
 
     config_class: ClassVar[type[PeftConfig]]
@@ -73,8 +74,10 @@ class MethodContract:
     @pytest.fixture(autouse=True)
     def _seeded(self, request: pytest.FixtureRequest) -> None:
         torch.manual_seed(0)
-        if reason := self.exempt.get(request.node.originalname):
-            request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+        for key, reason in self.exempt.items():
+            name, _, part = key.partition("[")
+            if name == request.node.originalname and part.rstrip("]") in request.node.name:
+                request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
 
     @pytest.fixture
     def base(self, case: ModelCase) -> nn.Module:
@@ -93,7 +96,7 @@ class MethodContract:
         return get_peft_model(copy.deepcopy(base), config).eval()
 
     def test_exempts_only_promises_that_there_are(self):
-        assert not [name for name in self.exempt if not hasattr(MethodContract, name)]
+        assert not [name for name in self.exempt if not hasattr(MethodContract, name.partition("[")[0])]
 
     # -- the start ---------------------------------------------------------------------------------------------------
 
