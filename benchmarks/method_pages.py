@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from benchmarks.published import parameters
 from harness import catalogue, registry
 from harness.capabilities import PROMISES, TASKS, check, supports
 from harness.errors import UserError, run_command
@@ -69,7 +70,12 @@ def rendered(root: Path = ROOT) -> dict[Path, str]:
         UserError: a method has no page, or a page has no place for what is generated.
     """
     parts = {page_of(name): {PART: page_part(name)} for name in methods()}
-    parts[FOLDER / "README.md"] = {"index": index(), "capabilities": capability_table(), "reasons": reasons()}
+    parts[FOLDER / "README.md"] = {
+        "index": index(),
+        "capabilities": capability_table(),
+        "reasons": reasons(),
+        "papers": parameters.table(),
+    }
     found = {}
     for path, contents in parts.items():
         if not (root / path).exists():

@@ -130,6 +130,10 @@ def test_it_runs_and_the_result_holds_its_settings(
 ):
     recipe = settings_of(RECIPES[task, preset], task, method)
     small = {"model": str(checkpoint(ARCHITECTURES[recipe["model"]])), "train.max_steps": 2}
+    if recipe.get("train.batch_size", 0) > 16:
+        small["train.batch_size"] = 16
+    if "method.n" in recipe:  # no more coefficients than entries
+        small["method.n"] = 50
     if "stage1.epochs" in recipe:
         small["stage1.epochs"] = 0.1
     if task == "e2e":
@@ -154,7 +158,8 @@ def test_it_runs_and_the_result_holds_its_settings(
     )
 
 
-# HUT: arXiv 2409.13501. LoRA: arXiv 2106.09685, table 9, the setting marked with a dagger.
+# HUT: arXiv 2409.13501. LoRA and adapters: arXiv 2106.09685, table 9, the settings marked with a dagger. VeRA: arXiv
+# 2310.11454. FourierFT: arXiv 2405.03003.
 PAPERS = {
     "hut": {
         "train.batch_size": (8, 16, 4, 8, 16, 16),
@@ -172,6 +177,39 @@ PAPERS = {
         "method.alpha": (16,) * 6,
         "task.max_length": (128,) * 6,
         "train.warmup_ratio": (0.06,) * 6,
+    },
+    "vera": {
+        "train.batch_size": (128,) * 6,
+        "train.epochs": (10, 40, 40, 20, 40, 20),
+        "train.learning_rate": (1e-2, 3e-2, 1e-2, 1e-2, 2e-2, 2e-2),
+        "train.head_learning_rate": (6e-3, 3e-3, 6e-3, 2e-4, 2e-3, 2e-3),
+        "method.r": (256,) * 6,
+        "method.d_initial": (0.1,) * 6,
+        "task.max_length": (128,) * 6,
+    },
+    "fourierft": {
+        "train.batch_size": (32, 32, 128, 32, 32, 32),
+        "train.epochs": (10, 30, 80, 30, 60, 30),
+        "train.learning_rate": (4.3e-2, 6e-2, 4.3e-2, 6e-2, 8e-2, 7e-2),
+        "train.head_learning_rate": (1e-3, 1e-3, 1.1e-2, 5e-3, 5e-3, 1e-3),
+        "method.n": (1000,) * 6,
+        "method.scaling": (99, 120, 120, 69, 90, 121),
+        "method.location_seed": (2024,) * 6,
+        "task.max_length": (128, 512, 256, 512, 512, 512),
+    },
+    "pfeiffer": {
+        "train.batch_size": (32,) * 6,
+        "train.epochs": (20, 20, 20, 10, 20, 20),
+        "train.learning_rate": (3e-5, *(3e-4,) * 5),
+        "method.bottleneck": (64,) * 6,
+        "task.max_length": (128,) * 6,
+    },
+    "houlsby": {
+        "train.batch_size": (32,) * 6,
+        "train.epochs": (5, 10, 10, 5, 20, 10),
+        "train.learning_rate": (3e-4,) * 6,
+        "method.bottleneck": (64,) * 6,
+        "task.max_length": (128,) * 6,
     },
 }
 

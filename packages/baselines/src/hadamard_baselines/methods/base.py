@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from peft import PeftConfig, PeftModel
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -101,7 +102,21 @@ class OnProjections(PeftMethod):
             as_linear(base, modules_named(base, names))
 
     def merge(self, model: PeftModel) -> nn.Module:
+        unwrap_heads(model)
         return fuse(super().merge(model))
+
+
+def unwrap_heads(model: PeftModel) -> None:
+    """Puts the trained heads of the active adapter in the place of peft's wrappers around them.
+
+    In peft 0.21 the ``merge_and_unload`` of some methods leaves the wrappers, and that of others asks a head for its
+    weight, which one of several layers, such as RoBERTa's, has not.
+    """
+    (name,) = model.active_adapters
+    inner = model.get_base_model()
+    for path, module in list(inner.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            inner.set_submodule(path, module.modules_to_save[name])
 
 
 def modules_named(model: nn.Module, names: Sequence[str]) -> list[str]:

@@ -9,11 +9,10 @@ from typing import ClassVar
 
 import peft
 from peft import PeftModel
-from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from hadamard_baselines.methods.base import NO_MIXED_BATCHES
+from hadamard_baselines.methods.base import NO_MIXED_BATCHES, unwrap_heads
 from hadamard_core.method import PeftMethod
 from hadamard_core.norm import is_norm
 from hadamard_core.search_space import Domain, LogUniform
@@ -50,10 +49,5 @@ class LnTuning(PeftMethod):
         return peft.LNTuningConfig(target_modules=names, task_type=task_type)
 
     def merge(self, model: PeftModel) -> nn.Module:
-        names = model.active_adapters
-        merged = super().merge(model)
-        # peft's LN tuning leaves its wrappers around heads that were trained
-        for name, module in list(merged.named_modules()):
-            if isinstance(module, ModulesToSaveWrapper):
-                merged.set_submodule(name, module.modules_to_save[names[0]])
-        return merged
+        unwrap_heads(model)
+        return super().merge(model)

@@ -35,7 +35,7 @@ _RATE = LogUniform(1e-4, 1e-2)
 
 @dataclass(frozen=True)
 class Dora(OnProjections):
-    """DoRA: W = m (W0 + (alpha / r) B A) / ||W0 + (alpha / r) B A|| by columns, with m, A and B trained."""
+    """DoRA: W = m (W0 + (alpha / r) B A) / ||W0 + (alpha / r) B A||, a norm for each output; m, A and B trained."""
 
     paper: ClassVar[str] = "Liu et al. 2024, arXiv:2402.09353"
     config_class: ClassVar[type[PeftConfig]] = peft.LoraConfig
@@ -86,7 +86,8 @@ class FourierFT(OnProjections):
     paper: ClassVar[str] = "Gao et al. 2024, arXiv:2405.03003"
     config_class: ClassVar[type[PeftConfig]] = peft.FourierFTConfig
     cannot: ClassVar[Mapping[str, str]] = MappingProxyType(
-        NO_MIXED_BATCHES | {"start": "the paper's code draws the coefficients at random; `start=zero` does not"}
+        NO_MIXED_BATCHES
+        | {"start": "the paper's code draws the coefficients at random; `--method.start zero` does not"}
     )
     # The paper's rates are 4.3e-2 to 8e-2 on GLUE and 2e-2 on E2E, with scales of 69 to 300.
     search_space: ClassVar[Mapping[str, Domain]] = MappingProxyType(
