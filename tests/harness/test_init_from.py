@@ -182,3 +182,10 @@ def test_a_stopped_run_goes_on_only_from_the_same_start(run, run_here, arguments
     shutil.move(kept, "donor")
     code, _, err = run_here(arguments(*flags, "--resume"))
     assert code == 0, err
+
+
+def test_a_method_that_chooses_what_it_trains_is_refused(run, run_here, arguments, assert_refused):
+    short = (*SHORT, "--stage1.max-steps", "2", "--train.learning-rate", "1e-2")
+    run(*short, method="far", out="donor")
+    refused = run_here(arguments(*CLASSES, *short, "--init-from", "donor", method="far"))
+    assert_refused(*refused, "--init-from donor: --method far chooses anew what it trains, and ")

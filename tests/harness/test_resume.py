@@ -42,7 +42,8 @@ def stopped(run_here, arguments, monkeypatch):
     monkeypatch.delenv("TOY_FAULT")
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+# AdaLoRA's rank allocator has a state of its own
+@pytest.mark.parametrize("method", ["lora", "full", "adalora"])
 def test_killed_in_training(method, run_forked, run_here, arguments, what_counts, uninterrupted):
     assert run_forked(arguments(method=method), "kill-loss-6") == -signal.SIGKILL
     assert not (OUT / "result.json").exists()

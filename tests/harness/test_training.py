@@ -50,20 +50,34 @@ def assert_same_training(ours, theirs):
 
 
 # dropout draws other numbers where the batch is cut in another way, so it is off in these comparisons
-@pytest.mark.parametrize("size", ["1", "2"])
-def test_accumulated_micro_batches_equal_one_batch(size, trained):
-    whole = trained("--train.model-dropout", "0")
-    pieces = trained("--train.model-dropout", "0", "--train.micro-batch-size", size)
+# AdaLoRA adds a penalty to each step's loss, and acts on the model after it
+@pytest.mark.parametrize(("size", "method"), [("1", "lora"), ("2", "lora"), ("1", "adalora")])
+def test_accumulated_micro_batches_equal_one_batch(size, method, trained):
+    whole = trained("--train.model-dropout", "0", method=method)
+    pieces = trained("--train.model-dropout", "0", "--train.micro-batch-size", size, method=method)
     assert pieces[1]["train"]["micro_batch_size"] == int(size)
     assert_same_training(pieces, whole)
 
 
-def test_two_processes_equal_one(trained, run_two, arguments):
+@pytest.mark.parametrize("method", ["lora", "adalora"])
+def test_two_processes_equal_one(method, trained, run_two, arguments):
     flags = ["--train.model-dropout", "0", "--train.micro-batch-size", "1"]
-    out, err = run_two(arguments(*flags, "--json", out="two"))
+    out, err = run_two(arguments(*flags, "--json", out="two", method=method))
     assert json.loads(out)["train"]["processes"] == 2
     assert err.count("trained: ") == 1
-    assert_same_training(load_outcome(Path("two")), trained(*flags))
+    assert_same_training(load_outcome(Path("two")), trained(*flags, method=method))
+
+
+def test_penalty_of_a_method_is_a_part_of_every_step(trained):
+    without, weak, strong = (
+        trained("--method.orthogonality", weight, method="adalora")[0] for weight in ("0", "1e-3", "10")
+    )
+
+    def distance(tensors):
+        rows = [tensor for name, tensor in tensors.items() if ".lora_A" in name]
+        return sum(float((row @ row.T - torch.eye(len(row))).square().sum()) for row in rows)
+
+    assert distance(strong) < distance(weak) < distance(without)
 
 
 def test_gradient_checkpointing_changes_nothing(trained):
