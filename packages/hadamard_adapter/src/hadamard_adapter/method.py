@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hadamard_adapter.config import ATTENTION_OUTPUT, HadamardAdapterConfig
-from hadamard_core.layer_selection import check_selection, layer_numbers, select_layers
+from hadamard_core.layer_selection import check_selection, layers_to_transform
 from hadamard_core.method import PeftMethod, Stage
 from hadamard_core.search_space import Domain, LogUniform
 
@@ -60,10 +60,7 @@ class Hadamard(PeftMethod):
             check_selection(self.layers)
 
     def peft_config(self, model: PreTrainedModel, task_type: str) -> HadamardAdapterConfig:
-        layers = None
-        if self.layers is not None:
-            known = layer_numbers(model, None if self.target_modules else self.roles)
-            layers = select_layers(self.layers, known)
+        layers = layers_to_transform(model, self.layers, None if self.target_modules else self.roles)
         return HadamardAdapterConfig(
             task_type=task_type,
             position=self.position,

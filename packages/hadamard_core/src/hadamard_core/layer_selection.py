@@ -84,3 +84,19 @@ def layer_numbers(model: nn.Module, roles: Sequence[str] | None) -> list[int]:
     if not numbers:
         raise ValueError(f"layers is given, but a {type(model).__name__} has no numbered layers; leave it out")
     return numbers
+
+
+def layers_to_transform(
+    model: nn.Module, parts: Sequence[int | str] | None, roles: Sequence[str] | None
+) -> list[int] | None:
+    """Returns what peft's field of this name is for a selection; None for no selection.
+
+    Args:
+        model: whose layers they are.
+        parts: the selection, see the module's docstring.
+        roles: what is adapted in them; None where modules are named.
+
+    Raises:
+        ValueError: as of :func:`select_layers` and :func:`layer_numbers`.
+    """
+    return None if parts is None else select_layers(parts, layer_numbers(model, roles))

@@ -10,7 +10,7 @@ from typing import ClassVar
 from transformers import PreTrainedModel
 
 from hadamard_core.config import DEFAULT_ROLES
-from hadamard_core.layer_selection import check_selection, layer_numbers, select_layers
+from hadamard_core.layer_selection import check_selection, layers_to_transform
 from hadamard_core.method import PeftMethod
 from hadamard_core.search_space import Choices, Domain, LogUniform
 from hut.config import HutConfig
@@ -51,9 +51,7 @@ class Hut(PeftMethod):
             check_selection(self.layers)
 
     def peft_config(self, model: PreTrainedModel, task_type: str) -> HutConfig:
-        layers = None
-        if self.layers is not None:
-            layers = select_layers(self.layers, layer_numbers(model, None if self.target_modules else self.roles))
+        layers = layers_to_transform(model, self.layers, None if self.target_modules else self.roles)
         return HutConfig(
             task_type=task_type,
             r=self.r,

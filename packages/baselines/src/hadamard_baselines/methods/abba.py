@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from hadamard_baselines.abba import AbbaConfig
 from hadamard_core.config import DEFAULT_ROLES
-from hadamard_core.layer_selection import check_selection, layer_numbers, select_layers
+from hadamard_core.layer_selection import check_selection, layers_to_transform
 from hadamard_core.method import PeftMethod
 from hadamard_core.search_space import Domain, LogUniform
 
@@ -50,9 +50,7 @@ class Abba(PeftMethod):
             check_selection(self.layers)
 
     def peft_config(self, model: PreTrainedModel, task_type: str) -> AbbaConfig:
-        layers = None
-        if self.layers is not None:
-            layers = select_layers(self.layers, layer_numbers(model, None if self.target_modules else self.roles))
+        layers = layers_to_transform(model, self.layers, None if self.target_modules else self.roles)
         return AbbaConfig(
             task_type=task_type,
             r1=self.r1,

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from hadamard_core.config import DEFAULT_ROLES
 from hadamard_core.fused import as_linear, fuse, split_for, split_fused
-from hadamard_core.layer_selection import check_selection, layer_numbers, select_layers
+from hadamard_core.layer_selection import check_selection, layers_to_transform
 from hadamard_core.method import PeftMethod
 from hadamard_core.targets import known_roles
 
@@ -79,9 +79,7 @@ class OnProjections(PeftMethod):
         roles = self.roles
         if "ffn_gate" in roles and "ffn_gate" not in known_roles(model):
             roles = tuple(role for role in roles if role != "ffn_gate")
-        layers = None
-        if self.layers is not None:
-            layers = select_layers(self.layers, layer_numbers(model, roles))
+        layers = layers_to_transform(model, self.layers, roles)
         names = split_fused(model, roles, layers)
         if self.linear_only:
             as_linear(model, names)

@@ -10,7 +10,7 @@ from typing import ClassVar
 from transformers import PreTrainedModel
 
 from hadamard_baselines.bitfit import BitfitConfig
-from hadamard_core.layer_selection import check_selection, layer_numbers, select_layers
+from hadamard_core.layer_selection import check_selection, layers_to_transform
 from hadamard_core.method import PeftMethod
 from hadamard_core.search_space import Domain, LogUniform
 
@@ -37,9 +37,7 @@ class Bitfit(PeftMethod):
             check_selection(self.layers)
 
     def peft_config(self, model: PreTrainedModel, task_type: str) -> BitfitConfig:
-        layers = None
-        if self.layers is not None:
-            layers = select_layers(self.layers, layer_numbers(model, None if self.target_modules else self.roles))
+        layers = layers_to_transform(model, self.layers, None if self.target_modules else self.roles)
         return BitfitConfig(
             task_type=task_type,
             roles=self.roles,

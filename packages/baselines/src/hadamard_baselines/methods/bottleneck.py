@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hadamard_baselines.bottleneck import BottleneckConfig
 from hadamard_baselines.bottleneck.config import KINDS
-from hadamard_core.layer_selection import check_selection, layer_numbers, select_layers
+from hadamard_core.layer_selection import check_selection, layers_to_transform
 from hadamard_core.method import PeftMethod
 from hadamard_core.search_space import Choices, Domain, LogUniform
 
@@ -45,10 +45,7 @@ class _Bottleneck(PeftMethod):
             check_selection(self.layers)
 
     def peft_config(self, model: PreTrainedModel, task_type: str) -> BottleneckConfig:
-        layers = None
-        if self.layers is not None:
-            known = layer_numbers(model, None if self.target_modules else KINDS[self.kind].roles)
-            layers = select_layers(self.layers, known)
+        layers = layers_to_transform(model, self.layers, None if self.target_modules else KINDS[self.kind].roles)
         return BottleneckConfig(
             task_type=task_type,
             kind=self.kind,

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 from transformers import PreTrainedModel
 
 from hadamard_baselines.ssf import INITS, SsfConfig
-from hadamard_core.layer_selection import check_selection, layer_numbers, select_layers
+from hadamard_core.layer_selection import check_selection, layers_to_transform
 from hadamard_core.method import PeftMethod
 from hadamard_core.search_space import Domain, LogUniform
 
@@ -41,9 +41,7 @@ class Ssf(PeftMethod):
             check_selection(self.layers)
 
     def peft_config(self, model: PreTrainedModel, task_type: str) -> SsfConfig:
-        layers = None
-        if self.layers is not None:
-            layers = select_layers(self.layers, layer_numbers(model, None if self.target_modules else self.roles))
+        layers = layers_to_transform(model, self.layers, None if self.target_modules else self.roles)
         return SsfConfig(
             task_type=task_type,
             init=self.init,
