@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from harness.checkpoint import CheckpointStore, History, trained_parameters
 from harness.config import RunConfig, TrainConfig
 from harness.console import Console
 from harness.errors import UserError
+from harness.hooks import Hooks
 from harness.order import Order, step_seed
 from harness.protocols import Rule
 from harness.workload import Features, Workload, lengths
@@ -206,46 +206,6 @@ class StageTraining:
         )
 
 
-class Hooks:
-    """A method's part in the training of a stage; nothing for one without hooks.
-
-    Args:
-        method: the run's method.
-        model: what is trained, without what Accelerate puts around it.
-        training: the stage; its ``of_method`` is put back.
-    """
-
-    def __init__(self, method: Any, model: nn.Module, training: StageTraining) -> None:
-        self._method = method if hasattr(method, "begin_training") else None
-        self._model, self._training = model, training
-        if self._method is not None:
-            self._method.begin_training(model, training.plan.total)
-            if training.history.step:
-                state = {key: tensor.to(model_device(model)) for key, tensor in training.of_method.items()}
-                self._method.restore_training_state(model, state)
-
-    def add_penalty(self, targets: int, processes: int) -> None:
-        """Adds the gradients of the method's penalty to those of the sum of losses, which is divided afterwards."""
-        penalty = None if self._method is None else self._method.penalty(self._model)
-        if penalty is None:
-            return
-        parameters = self._training.parameters
-        # not backward, which a DistributedDataParallel would take for its own
-        gradients = torch.autograd.grad(penalty * (max(targets, 1) / processes), parameters, allow_unused=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-
-    def after_step(self, step: int) -> None:
-        """Lets the method act on the model after an optimiser step."""
-        if self._method is not None:
-            self._method.after_step(self._model, step)
-
-    def state(self) -> Mapping[str, Tensor]:
-        """What a checkpoint has to hold for the method."""
-        return {} if self._method is None else self._method.training_state(self._model)
-
-
 def train(
     model: nn.Module,
     workload: Workload,
@@ -328,11 +288,6 @@ def train(
             if measured and on_measured is not None:
                 on_measured(history)
     return history
-
-
-def model_device(model: nn.Module) -> torch.device:
-    """Returns where a model's parameters are."""
-    return next(model.parameters()).device
 
 
 def micro_batch_size(config: TrainConfig, processes: int) -> int:
