@@ -152,8 +152,8 @@ class TestSettings:
             open_it(replace(SeriesSettings("cola"), **changes))
 
     def test_a_method_without_layers_is_refused(self):
-        with pytest.raises(UserError, match="--method lora: it has no setting for layers"):
-            series.open_series(SeriesSettings("cola"), "lora", "layers", [])
+        with pytest.raises(UserError, match="--method far: it has no setting for layers"):
+            series.open_series(SeriesSettings("cola"), "far", "layers", [])
 
     def test_a_launcher_is_refused(self, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")

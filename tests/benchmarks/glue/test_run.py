@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import hut  # noqa: F401  what makes peft know the method
 from benchmarks.glue import metrics
+from hadamard_core.fused import split_for
 
 METHODS = ["hut", "lora", "vera", "head", "full"]
 
@@ -213,6 +214,7 @@ class TestPlainPeft:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint(kind))
         if kind == "gpt2":
             model.config.pad_token_id = tokenizer.eos_token_id
+            split_for(model, PeftConfig.from_pretrained(folder / "adapter").target_modules or ())
         model = PeftModel.from_pretrained(model, folder / "adapter").eval()
         for line, texts in zip(stored, validation_texts(task, glue_folder), strict=True):
             with torch.no_grad():

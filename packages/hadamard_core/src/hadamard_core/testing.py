@@ -240,7 +240,7 @@ class MethodContract:
         return model
 
     def test_adapters_mixed_in_one_batch_equal_each_apart(self, case, variant, base, x):
-        base, x = base.double(), x.double() if x.is_floating_point() else x  # so that rounding is no matter
+        base, x = base.double(), x.double() if x.is_floating_point() else x  # what rounds then is a norm in fp32
         model = self.mixed(case, base, variant)
         names = ["other", "__base__", "default", "other", "default"][: len(x)]
         grad = torch.randn_like(output(base, x))
@@ -250,12 +250,12 @@ class MethodContract:
         for name in dict.fromkeys(names):
             own = [number for number, each in enumerate(names) if each == name]
             if name == "__base__":
-                assert_close(y[own], output(base, x[own]))
+                assert_close(y[own], output(base, x[own]), atol=1e-5, rtol=1e-4)
                 continue
             model.set_adapter(name)
             parameters = {key: p for key, p in trained.items() if f".{name}" in key}
             apart = output(model, x[own])
-            assert_close(y[own], apart)
+            assert_close(y[own], apart, atol=1e-5, rtol=1e-4)
             theirs = torch.autograd.grad(apart, list(parameters.values()), grad[own])
             for key, gradient in zip(parameters, theirs, strict=True):
                 # A gradient may be zero but for rounding, as that of a key's bias is, which the softmax does not see.
