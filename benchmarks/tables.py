@@ -172,8 +172,9 @@ def chosen(groups: Sequence[Group]) -> Group:
 def main_table(groups: Sequence[Group]) -> list[str]:
     """Returns a row for each task and method: both columns, and what stands behind them."""
     lines = [
-        "| task | method | learning rate | adapter + norm | head | metric | held-out | as published | seeds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| task | method | learning rate | adapter + norm | head | metric | held-out | as published "
+        "| lowest held-out loss | seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for task, method in dict.fromkeys((group.task, group.method) for group in groups):
         group = chosen([other for other in groups if (other.task, other.method) == (task, method)])
@@ -192,6 +193,7 @@ def main_table(groups: Sequence[Group]) -> list[str]:
                 )
                 for which in (HELD_OUT, PUBLISHED)
             ),
+            spread([loss if math.isfinite(loss) else None for loss in map(group.held_out_loss, group.seeds)]),
             f"{len(group.runs)} ({' '.join(map(str, group.seeds))})",
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -236,7 +238,8 @@ def tables(folder: Path) -> str:
     if paths and sweep_tables.is_sweep(paths[0]):
         return sweep_tables.tables(paths)
     groups = read_groups(folder)
-    return "\n".join([*main_table(groups), "", *search_table(groups)])
+    searched = search_table(groups)
+    return "\n".join([*main_table(groups), *(["", *searched] if len(searched) > 2 else [])])
 
 
 def main(argv: Sequence[str]) -> int:

@@ -43,7 +43,7 @@ def test_the_held_out_part_chooses_the_learning_rate_whatever_validation_says(tm
     write_run(tmp_path, 1e-1, 1, None, (0.9, 0.9))
     main, search = tables.tables(tmp_path).split("\n\n")
     assert main.splitlines()[2:] == [
-        "| rte | lora | 0.001 | 1,024 | 770 | accuracy | 0.6000 ± 0.1414 | 0.6000 ± 0.0000 | 2 (1 2) |"
+        "| rte | lora | 0.001 | 1,024 | 770 | accuracy | 0.6000 ± 0.1414 | 0.6000 ± 0.0000 | not computed | 2 (1 2) |"
     ]
     assert search.splitlines()[2:] == ["| rte | lora | 1 | **0.001: 0.7000**, 0.01: 0.6000, 0.1: none |"]
 
