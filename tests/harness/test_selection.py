@@ -102,8 +102,8 @@ def test_two_rules_select_apart(run_here, arguments, measured, monkeypatch):
     after_each_step = {}
     save = CheckpointStore.save
 
-    def watched(store, model, optimizer, history):
-        save(store, model, optimizer, history)
+    def watched(store, model, optimizer, history, of_method):
+        save(store, model, optimizer, history, of_method)
         after_each_step[history.step] = {int(path.stem[5:]) for path in store.folder.glob("best-*.safetensors")}
         assert len(list(store.folder.iterdir())) == 1 + len(after_each_step[history.step])
 
