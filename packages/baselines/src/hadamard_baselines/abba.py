@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from hadamard_core.adapter_layer import NO_ADAPTER, require_finite
+from hadamard_core.adapter_layer import AdapterLayer, require_finite
 from hadamard_core.config import HadamardConfig, require_at_least
 from hadamard_core.functional import low_rank_linear
 from hadamard_core.functional.operators import cast, cast_for_autocast
@@ -153,15 +153,7 @@ class AbbaLinear(ScaledLinear):
         return low_rank_linear(x, weight_as_linear(base), base.bias, down, up, scaling, compute="low_rank")
 
     def adapted_mixed(self, x: Tensor, adapter_names: Sequence[str], index: Tensor) -> Tensor:
-        rows = [index == number for number in range(len(adapter_names))]
-        parts = [
-            self.base_layer(x[own]) if name == NO_ADAPTER else self.adapted(x[own], [name])
-            for own, name in zip(rows, adapter_names, strict=True)
-        ]
-        y = parts[0].new_empty(*x.shape[:-1], self.out_features)
-        for own, part in zip(rows, parts, strict=True):
-            y[own] = part
-        return y
+        return AdapterLayer.adapted_mixed(self, x, adapter_names, index)  # there are no vectors to lay side by side
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         names = self.own_adapters(check_adapters_to_merge(self, adapter_names))

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hadamard_baselines.everywhere import EverywhereConfig, EverywhereModel, innermost
+from hadamard_baselines.everywhere import EverywhereConfig, EverywhereModel
+from hadamard_baselines.stock import innermost
 from hadamard_core.adapter_layer import AdapterLayer
 from hadamard_core.layer import ScaledLinear, Vectors
 from hadamard_core.norm import TrainedNorm, is_norm

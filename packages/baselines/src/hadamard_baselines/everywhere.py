@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
+from hadamard_baselines.stock import innermost
+from hadamard_core.accounting import is_head
 from hadamard_core.adapter_layer import AdapterLayer
 from hadamard_core.config import HadamardConfig
 from hadamard_core.norm import is_norm
@@ -77,11 +78,6 @@ class EverywhereModel(HadamardTuner):
         return check_name(peft_config, key, [key] if key in self._everything[1] else [])
 
 
-def innermost(module: nn.Module) -> nn.Module:
-    """The module itself, where it may already be an adapted one."""
-    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-
-
 def is_projection(module: nn.Module) -> bool:
     """Whether a module is a projection that can be adapted."""
     return is_supported(module) and has_known_forward(module)
@@ -104,15 +100,8 @@ def _walk(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[str]:
         yield name
         return
     for own_name, child in module.named_children():
-        if not (isinstance(module, PreTrainedModel) and _is_head(child, module)):
+        if not (isinstance(module, PreTrainedModel) and is_head(child, module)):
             yield from _walk(child, f"{name}.{own_name}" if name else own_name, seen)
-
-
-def _is_head(child: nn.Module, model: PreTrainedModel) -> bool:
-    """Whether a child of a transformers model is no part of its backbone, as parameters are counted, too."""
-    if model.base_model is not model:
-        return child is not model.base_model
-    return child is getattr(model, "pooler", None) or child is model.get_output_embeddings()
 
 
 def _in_layers(names: Sequence[str], asked: Sequence[int] | int, patterns: Sequence[str] | str | None) -> list[str]:

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from hadamard_baselines.changes import PARAMETERS, Slices, rows_of_slices
-from hadamard_core.adapter_layer import NO_ADAPTER, AdapterLayer, is_hooked, require_finite
+from hadamard_core.adapter_layer import AdapterLayer, is_hooked, require_finite
 from hadamard_core.config import HadamardConfig
 from hadamard_core.functional.operators import cast_for_autocast, is_plain, rows
 from hadamard_core.orientation import OutputSlice, features
@@ -128,15 +128,6 @@ class SparseProjection(SparseLayer):
         """The projection, if its weight says what it computes: not hooked, and no other tuner's layer around it."""
         base = self.get_base_layer()
         return base if self._modules["base_layer"] is base and not is_hooked(base) else None
-
-    def adapted_mixed(self, x: Tensor, adapter_names: Sequence[str], index: Tensor) -> Tensor:
-        y = None
-        for number, name in enumerate(adapter_names):
-            own = (index == number).nonzero().flatten()
-            part = self.base_layer(x[own]) if name == NO_ADAPTER else self.adapted(x[own], [name])
-            y = part.new_zeros(len(x), *part.shape[1:]) if y is None else y
-            y = y.index_copy(0, own, part)
-        return y
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Adds adapters to the projection's own weight and bias.

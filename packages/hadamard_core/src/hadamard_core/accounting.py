@@ -80,7 +80,7 @@ def _grouped_parameters(module: nn.Module, group: str, is_base: bool) -> Iterato
         elif isinstance(module, ModulesToSaveWrapper):
             copied_group = "norm" if _is_norm(module.original_module) else "head"
             yield from _grouped_parameters(child, copied_group, is_base=False)
-        elif isinstance(module, PreTrainedModel) and _is_head(child, module):
+        elif isinstance(module, PreTrainedModel) and is_head(child, module):
             yield from _grouped_parameters(child, "head", is_base)
         elif isinstance(child, BasePromptEncoder):
             yield from _grouped_parameters(child, "adapter", is_base=False)
@@ -92,7 +92,8 @@ def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower()
 
 
-def _is_head(child: nn.Module, model: PreTrainedModel) -> bool:
+def is_head(child: nn.Module, model: PreTrainedModel) -> bool:
+    """Whether a child of a transformers model is no part of its backbone, or its pooler."""
     if model.base_model is not model:
         return child is not model.base_model
     if child is getattr(model, "pooler", None):  # it serves the head alone

@@ -140,14 +140,22 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def adapted(self, x: Tensor, adapter_names: Sequence[str]) -> Tensor:
         """What the module makes of ``x``, (..., features), adapted by these adapters, one at least, together."""
 
-    @abstractmethod
     def adapted_mixed(self, x: Tensor, adapter_names: Sequence[str], index: Tensor) -> Tensor:
         """What the module makes of ``x``, (batch, ..., features), adapted sample by sample.
+
+        Here the samples of each adapter go through it together; a subclass may know better.
 
         Args:
             adapter_names: each once; ``"__base__"`` stands for none.
             index: (batch,), each sample's place in ``adapter_names``.
         """
+        y = None
+        for number, name in enumerate(adapter_names):
+            own = (index == number).nonzero().flatten()
+            part = self.base_layer(x[own]) if name == NO_ADAPTER else self.adapted(x[own], [name])
+            y = part.new_zeros(len(x), *part.shape[1:]) if y is None else y
+            y = y.index_copy(0, own, part)
+        return y
 
     def _forward_mixed(self, x: Tensor, adapter_names: Sequence[str]) -> Tensor:
         if self.merged:

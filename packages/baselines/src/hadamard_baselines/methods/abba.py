@@ -11,6 +11,7 @@ from typing import ClassVar
 from transformers import PreTrainedModel
 
 from hadamard_baselines.abba import AbbaConfig
+from hadamard_baselines.methods.base import require_at_least
 from hadamard_core.config import DEFAULT_ROLES
 from hadamard_core.layer_selection import check_selection, layers_to_transform
 from hadamard_core.method import PeftMethod
@@ -41,9 +42,8 @@ class Abba(PeftMethod):
     """The layers to adapt: numbers from 0, ranges (2-5), top:N, bottom:N, every:N; all if not given."""
 
     def __post_init__(self) -> None:
-        for name in ("r1", "r2"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--method.{name} is {getattr(self, name)}: it must be at least 1")
+        require_at_least("r1", self.r1, 1)
+        require_at_least("r2", self.r2, 1)
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise ValueError(f"--method.alpha is {self.alpha}: it must be a finite number above 0")
         if self.layers is not None:

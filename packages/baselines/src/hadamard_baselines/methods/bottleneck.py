@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hadamard_baselines.bottleneck import BottleneckConfig
 from hadamard_baselines.bottleneck.config import KINDS
+from hadamard_baselines.methods.base import require_at_least
 from hadamard_core.layer_selection import check_selection, layers_to_transform
 from hadamard_core.method import PeftMethod
 from hadamard_core.search_space import Choices, Domain, LogUniform
@@ -39,8 +40,7 @@ class _Bottleneck(PeftMethod):
     """Names of the modules whose output is adapted, by peft's rules, in place of where the paper has adapters."""
 
     def __post_init__(self) -> None:
-        if self.bottleneck < 1:
-            raise ValueError(f"--method.bottleneck is {self.bottleneck}: it must be at least 1")
+        require_at_least("bottleneck", self.bottleneck, 1)
         if self.layers is not None:
             check_selection(self.layers)
 
