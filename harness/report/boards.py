@@ -40,8 +40,11 @@ def build(found: Found, reference: str | None) -> tuple[list[Board], list[RunEnt
         grouped.setdefault(board, {}).setdefault(row, {})[seed] = run
     boards: list[Board] = []
     entries: list[RunEntry] = []
-    for rows in sorted(grouped.values(), key=lambda rows: _place(_first(next(iter(rows.values()))).result)):
-        board, its = _board(f"board-{len(boards) + 1}", list(rows.values()), found.costs, reference, len(entries))
+    ordered = sorted(grouped.values(), key=lambda rows: _place(_first(next(iter(rows.values()))).result))
+    names = name_boards([_first(next(iter(rows.values()))).result for rows in ordered])
+    for rows, name in zip(ordered, names, strict=True):
+        identifier = f"board-{len(boards) + 1}"
+        board, its = _board(identifier, name, list(rows.values()), found.costs, reference, len(entries))
         boards.append(board)
         entries += its
     labels = list(dict.fromkeys(row.label for board in boards for row in board.rows))
@@ -61,7 +64,12 @@ def _first(runs: Runs) -> Run:
 
 
 def _board(
-    identifier: str, groups: Sequence[Runs], costs: Mapping[str, Costs], reference: str | None, made: int
+    identifier: str,
+    name: str,
+    groups: Sequence[Runs],
+    costs: Mapping[str, Costs],
+    reference: str | None,
+    made: int,
 ) -> tuple[Board, list[RunEntry]]:
     """Returns a board and its runs.
 
@@ -96,6 +104,7 @@ def _board(
     split, examples = scored_on(first)
     board = Board(
         id=identifier,
+        name=name,
         task=first["task"]["name"],
         version=first["task"]["version"],
         model=first["model"]["name"],
@@ -246,23 +255,73 @@ def in_words(value: Any) -> str:
 def setting_in_words(result: Mapping[str, Any]) -> str:
     """Returns what the runs of a board have in common, beside task, weights and split."""
     facts = {name: value for name, value in result["data"].items() if name not in NOT_OF_THE_DATA}
-    start = result["init_from"]
-    parts = [
-        ", ".join(_named(facts)),
-        "start: " + ("the model as it comes" if start is None else ", ".join(_named(start))),
-    ]
+    parts = [", ".join(_named(facts)), f"start: {_start(result)}"]
     if settings := result["config"].get("task_settings"):
         parts.append("task settings: " + ", ".join(_named(settings)))
     return "; ".join(parts)
 
 
+def _start(result: Mapping[str, Any]) -> str:
+    start = result["init_from"]
+    return "the model as it comes" if start is None else ", ".join(_named(start))
+
+
+def name_boards(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns what boards are called: task and model, and as few facts as tell those of the same task and model apart.
+
+    Args:
+        results: one of each board.
+    """
+    names = [f"{result['task']['name']} · {result['model']['name']}" for result in results]
+    facts = [_facts(result) for result in results]
+    for key in dict.fromkeys(key for own in facts for key in own):
+        for name, alike in _alike(names).items():
+            values = {facts[at].get(key) for at in alike}
+            if len(values) > 1:
+                for at in alike:
+                    names[at] = f"{name}, {facts[at].get(key, f'no {_spaced(key)}')}"
+    for name, alike in _alike(names).items():
+        for number, at in enumerate(alike, start=1):
+            names[at] = f"{name} ({number})"
+    return names
+
+
+def _alike(names: Sequence[str]) -> dict[str, list[int]]:
+    """Returns names that are there more than once, with their places."""
+    places: dict[str, list[int]] = {}
+    for at, name in enumerate(names):
+        places.setdefault(name, []).append(at)
+    return {name: found for name, found in places.items() if len(found) > 1}
+
+
+def _facts(result: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what may tell boards of one task and model apart, what tells most first, each with its name."""
+    split, examples = scored_on(result)
+    data = {name: value for name, value in result["data"].items() if name not in NOT_OF_THE_DATA}
+    counts = {name: data.pop(name) for name in [*data] if type(data[name]) is int}
+    tree = {
+        **counts,
+        "split": split,
+        "scored": examples,
+        "start": _start(result),
+        **data,
+        **result["config"].get("task_settings", {}),
+        "version": result["task"]["version"],
+        "weights": result["model"]["sha256"][:12],
+    }
+    return {key: _told(key, value) for key, value in flatten(tree).items()}
+
+
 def _named(tree: Mapping[str, Any]) -> list[str]:
-    flat = flatten(tree).items()
-    return [
-        f"{name.replace('_', ' ').replace('.', ' ')} {format(value, ',') if type(value) is int else in_words(value)}"
-        for name, value in flat
-        if name != "sha256"
-    ]
+    return [_told(key, value) for key, value in flatten(tree).items() if key != "sha256"]
+
+
+def _told(key: str, value: Any) -> str:
+    return f"{_spaced(key)} {format(value, ',') if type(value) is int else in_words(value)}"
+
+
+def _spaced(key: str) -> str:
+    return key.replace("_", " ").replace(".", " ")
 
 
 def _notes(

@@ -161,6 +161,7 @@ class Board:
 
     Attributes:
         id: unique in the report.
+        name: what it is called: task, model, and what tells it from other boards of both.
         task: its name; ``version`` is that of its meaning.
         model: the base model's name; ``weights`` is the sha256 of its weights.
         setting: data, start and everything else that the rows have in common, in words.
@@ -176,6 +177,7 @@ class Board:
     """
 
     id: str
+    name: str
     task: str
     version: int
     model: str

@@ -3,7 +3,7 @@
 function boardView(board) {
   const state = stateOf(board);
   const counted = make('output', { class: 'counted' });
-  const table = sortable(`Rows of ${boardName(board)}`, state.sort);
+  const table = sortable(`Rows of ${board.name}`, state.sort);
   const plots = board.rows.length ? [paretoSection(board), barsSection(board), curvesSection(board)].filter(Boolean) : [];
 
   function update() {
@@ -21,7 +21,7 @@ function boardView(board) {
   const [pareto, bars, drawn] = plots.map((each) => each.element);
   update();
   return [
-    make('h1', { tabindex: '-1' }, boardName(board)),
+    make('h1', { tabindex: '-1' }, board.name),
     make(
       'p',
       { class: 'lead' },

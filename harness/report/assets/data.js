@@ -33,11 +33,6 @@ function wayName(which) {
   return own(REPORT.ways, which) || spaced(which);
 }
 
-function boardName(board) {
-  const alike = REPORT.boards.filter((other) => other.task === board.task && other.model === board.model);
-  return `${board.task} · ${board.model}${alike.length > 1 ? ` (${alike.indexOf(board) + 1})` : ''}`;
-}
-
 /** Losses are better when they are lower; all else is better when it is higher. */
 function lessIsBetter(metric) {
   return metric.startsWith('loss');

@@ -42,7 +42,7 @@ function drawNavigation() {
   replace(
     document.getElementById('navigation'),
     link('overview', undefined, 'Overview', { 'aria-current': current(!here && kind !== 'published') }),
-    REPORT.boards.length > 1 ? REPORT.boards.map((board) => link('board', board.id, boardName(board), { 'aria-current': current(board === here) })) : null,
+    REPORT.boards.length > 1 ? REPORT.boards.map((board) => link('board', board.id, board.name, { 'aria-current': current(board === here) })) : null,
     REPORT.published.length ? link('published', undefined, 'Published tables', { 'aria-current': current(kind === 'published') }) : null,
   );
 }

@@ -86,7 +86,7 @@ function boardsSection() {
     const [which] = Object.keys(board.selections);
     const best = board.rows.find((row) => quality(row, which, board.metric));
     return [
-      link('board', board.id, boardName(board)),
+      link('board', board.id, board.name),
       best ? link('row', best.id, best.label) : NOTHING,
       best ? link('row', best.id, `${spread(quality(best, which, board.metric))}`) : NOTHING,
       board.metric,

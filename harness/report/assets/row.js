@@ -6,7 +6,7 @@ function rowView(row) {
   return [
     trail(board),
     make('h1', { tabindex: '-1' }, swatch(styleOfRow(board, row)), row.label),
-    make('p', { class: 'lead' }, `${row.method} on ${boardName(board)}; ${plural(row.runs.length, 'run')}`),
+    make('p', { class: 'lead' }, `${row.method} on ${board.name}; ${plural(row.runs.length, 'run')}`),
     section('Seeds and runs', ...Object.keys(board.selections).map((which) => seedsTable(board, row, which))),
     differenceSection(board, row),
     section('Settings', facts([
@@ -27,7 +27,7 @@ function trail(board, row) {
   return make(
     'p',
     { class: 'trail' },
-    link('board', board.id, boardName(board)),
+    link('board', board.id, board.name),
     row && [' › ', link('row', row.id, row.label)],
   );
 }

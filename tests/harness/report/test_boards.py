@@ -57,6 +57,32 @@ def test_runs_of_a_row_differ_in_the_seed_alone(write, report, result):
     assert by_label == {"lora, learning_rate 0.001": {1: 0.25, 2: 0.75}, "lora, learning_rate 0.1": {3: 0.5}}
 
 
+def test_boards_of_one_task_and_model_are_named_by_what_tells_them_apart(write, report, result):
+    longer, test_set, tuned = result(), result(), result()
+    other, cut, started, again = (result(task="b") for _ in range(4))
+    longer["data"]["train_examples"] = tuned["data"]["train_examples"] = 5000
+    for entry in test_set["evaluations"].values():
+        entry["split"] = "test"
+    tuned["init_from"] = {"method": "full", "sha256": "1" * 64}
+    cut["config"]["task_settings"]["max_length"] = 6
+    started["init_from"] = {"method": "full", "sha256": "1" * 64}
+    again["init_from"] = {"method": "full", "sha256": "2" * 64}
+    runs = (result(), longer, test_set, tuned, other, cut, started, again, result(task="alone"))
+    for number, run in enumerate(runs):
+        write(f"{number}.json", run)
+    assert sorted(board.name for board in report().boards) == [
+        "alone · tiny",
+        "b · tiny, start method full (1)",
+        "b · tiny, start method full (2)",
+        "b · tiny, start the model as it comes, max length 6",
+        "b · tiny, start the model as it comes, max length 8",
+        "toy · tiny, train examples 5,000, start method full",
+        "toy · tiny, train examples 5,000, start the model as it comes",
+        "toy · tiny, train examples 50, split test",
+        "toy · tiny, train examples 50, split validation",
+    ]
+
+
 def test_a_label_names_what_rows_of_one_method_differ_in(write, report, result):
     write("a.json", result("hut", settings={"r": 8, "roles": ["query", "value"], "scale": True}))
     write("b.json", result("hut", settings={"r": 16, "roles": ["query"], "scale": True}))

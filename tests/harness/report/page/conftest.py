@@ -134,6 +134,7 @@ def make_board(
     ]
     board = Board(
         id=identifier,
+        name=f"{task} · tiny",
         task=task,
         version=1,
         model="tiny",
