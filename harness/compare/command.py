@@ -41,7 +41,8 @@ class CompareCommand:
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     methods: tuple[str, ...] = ()
-    """The methods, with commas or spaces between them; of a plan file the rows to keep."""
+    """The methods, with commas or spaces between them; of a plan file the rows to keep, with hyphens for what is in a
+    name beside letters and numbers."""
     tasks: tuple[str, ...] = ()
     """The tasks, with commas or spaces between them; of a plan file those to keep."""
     plan: Path | None = None

@@ -33,6 +33,10 @@ from harness.recipes import read_toml
 KEYS = {"description": str, "flags": str, "tasks": dict, "rows": dict}
 
 
+def _as_folder(name: str) -> str:
+    return re.sub(r"[^\w.+=]+", "-", name).strip("-")
+
+
 @dataclass(frozen=True)
 class PlannedRow:
     """A method with flags of its own.
@@ -50,7 +54,7 @@ class PlannedRow:
     @property
     def folder(self) -> str:
         """The name as part of a file's name."""
-        return re.sub(r"[^\w.+=]+", "-", self.name).strip("-")
+        return _as_folder(self.name)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def of_file(path: Path, rows: Sequence[str] = (), tasks: Sequence[str] = ()) -> 
     """Reads a plan file.
 
     Args:
-        rows: names of those to keep; all if there are none.
+        rows: names of those to keep, as they are or as part of a file's name; all if there are none.
         tasks: the same of tasks.
 
     Raises:
@@ -111,12 +115,15 @@ def of_file(path: Path, rows: Sequence[str] = (), tasks: Sequence[str] = ()) -> 
     for name, found in words["rows"].items():
         if not found or found[0].startswith("-"):
             raise UserError(f'{path}: the row {name!r} must begin with a method\'s name, as in "hut --method.r 8"')
+    written = {_as_folder(name): name for name in words["rows"]}
+    rows = [name if name in words["rows"] else written.get(name, name) for name in rows]
     for flag, key, chosen in (("--methods", "rows", rows), ("--tasks", "tasks", tasks)):
         _once(flag, chosen)
+        names = [_as_folder(name) if set(name) & set(", ") else name for name in words[key]]  # as a flag can give them
         for name in chosen:
             if name not in words[key]:
-                near = registry.closest(name, words[key])
-                raise UserError(f"{flag} {name}: {path} has no such name{near} (known: {', '.join(words[key])})")
+                near = registry.closest(name, names)
+                raise UserError(f"{flag} {name}: {path} has no such name{near} (known: {', '.join(names)})")
     planned = tuple(
         PlannedRow(name, found[0], found[1:]) for name, found in words["rows"].items() if not rows or name in rows
     )

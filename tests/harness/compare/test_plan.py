@@ -47,6 +47,11 @@ def test_the_last_of_file_task_row_and_command_line_holds(written, flags):
 def test_names_choose_rows_of_a_plan(written, flags):
     found = command.parse(flags("--plan", str(written), "--methods", "lora"))
     assert [cell.row.name for cell in found.cells] == ["lora"]
+    # a comma or space in a name would end it
+    found = command.parse(flags("--plan", str(written), "--methods", "lora,HUT-r-1"))
+    assert [cell.row.name for cell in found.cells] == ["HUT, r 1", "lora"]
+    with pytest.raises(UserError, match=r"did you mean HUT-r-1\? \(known: HUT-r-1, lora\)"):
+        command.parse(flags("--plan", str(written), "--methods", "HUT-r-2"))
 
 
 def test_every_method_has_as_many_values_of_its_learning_rate_and_nothing_else_is_searched(flags):
