@@ -136,7 +136,7 @@ def parse(argv: Sequence[str]) -> Matrix:
     file = cli.value_of(argv, "--plan")
     preset = cli.value_of(argv, "--preset") or RunConfig.preset
     plan = of_file(Path(file), methods, tasks) if file else of_names(methods, tasks, preset)
-    for place, flags in (*plan.tasks.items(), *((row.name, row.flags) for row in plan.rows)):
+    for place, flags in plan.own_flags():
         if own := [flag for flag in OWN if cli.value_of(flags, flag) is not None]:
             raise UserError(f"{file}: {place}: {own[0]} is the same for all rows and tasks: move it to `flags`")
     pairs = [(row, task) for task in plan.tasks for row in plan.rows]
@@ -150,7 +150,7 @@ def parse(argv: Sequence[str]) -> Matrix:
 
 def _command(row: PlannedRow, task: str, plan: Plan, argv: Sequence[str]) -> tuple[CompareCommand, Mapping, Collection]:
     """Returns a cell's command line as parsed, its ``--space`` flags, and the keys that other flags give a value."""
-    flags = cli.last_of_each([*plan.flags, *plan.tasks[task], *row.flags, *argv])
+    flags = cli.last_of_each([*plan.flags_of(task, row), *argv])
     try:
         rest, space = cli.split_groups(["--method", row.method, "--task", task, *flags], "--space.")
         command = cli.parse(rest, CompareCommand, PROG)

@@ -13,16 +13,19 @@ A plan file says in TOML what the command line says in words::
     "query, r 16" = "hut --method.roles query --method.r 16"
     lora = "lora"
 
+    [cells]
+    "cola lora" = "--train.epochs 3"
+
 A row is a method with flags of its own; its name stands in tables and folders. Of a flag that is given more than once
-the last one holds, in this order: the file's, the task's, the row's, the command line's.
+the last one holds, in this order: the file's, the task's, the row's, the cell's, the command line's.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ from harness import registry
 from harness.errors import UserError
 from harness.recipes import read_toml
 
-KEYS = {"description": str, "flags": str, "tasks": dict, "rows": dict}
+KEYS = {"description": str, "flags": str, "tasks": dict, "rows": dict, "cells": dict}
 
 
 def _as_folder(name: str) -> str:
@@ -67,6 +70,7 @@ class Plan:
         flags: of all cells.
         tasks: name -> flags of its cells.
         rows: in their order.
+        cells: task and row's name -> flags of this cell alone, where it has some.
     """
 
     name: str
@@ -74,6 +78,19 @@ class Plan:
     flags: tuple[str, ...]
     tasks: Mapping[str, tuple[str, ...]]
     rows: tuple[PlannedRow, ...]
+    cells: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+
+    def flags_of(self, task: str, row: PlannedRow) -> list[str]:
+        """Returns a cell's flags, of which the last one holds where one is there twice."""
+        return [*self.flags, *self.tasks[task], *row.flags, *self.cells.get((task, row.name), ())]
+
+    def own_flags(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yields the flags that not all cells share, each with the name of whose they are."""
+        yield from self.tasks.items()
+        for row in self.rows:
+            yield row.name, row.flags
+        for (task, row), flags in self.cells.items():
+            yield f"{task} {row}", flags
 
 
 def of_names(methods: Sequence[str], tasks: Sequence[str], name: str) -> Plan:
@@ -111,7 +128,7 @@ def of_file(path: Path, rows: Sequence[str] = (), tasks: Sequence[str] = ()) -> 
     for key in ("tasks", "rows"):
         if not tree.get(key):
             raise UserError(f"{path}: there is no table [{key}] with something in it, so there is nothing to compare")
-    words = {key: _words_of(path, key, tree[key]) for key in ("tasks", "rows")}
+    words = {key: _words_of(path, key, tree.get(key, {})) for key in ("tasks", "rows", "cells")}
     for name, found in words["rows"].items():
         if not found or found[0].startswith("-"):
             raise UserError(f'{path}: the row {name!r} must begin with a method\'s name, as in "hut --method.r 8"')
@@ -128,9 +145,16 @@ def of_file(path: Path, rows: Sequence[str] = (), tasks: Sequence[str] = ()) -> 
         PlannedRow(name, found[0], found[1:]) for name, found in words["rows"].items() if not rows or name in rows
     )
     kept = {name: found for name, found in words["tasks"].items() if not tasks or name in tasks}
+    cells = {}
+    for name, found in words["cells"].items():
+        task, _, row = name.partition(" ")
+        if task not in words["tasks"] or row not in words["rows"]:
+            example = " ".join(next(iter(words[key])) for key in ("tasks", "rows"))
+            raise UserError(f'{path}: [cells] {name!r} must be a task and a row of the file, as in "{example}"')
+        cells[task, row] = found
     flags = _split(path, "flags", tree.get("flags", ""))
-    plan = Plan(path.stem, tree.get("description", ""), flags, kept, planned)
-    for place, found in (("flags", flags), *words["tasks"].items(), *((row.name, row.flags) for row in planned)):
+    plan = Plan(path.stem, tree.get("description", ""), flags, kept, planned, cells)
+    for place, found in (("flags", flags), *plan.own_flags()):
         for flag in ("--method", "--task", "--methods", "--tasks", "--plan", "--seed"):
             if flag in found:
                 raise UserError(

@@ -22,6 +22,10 @@ toy-classes = "--data.train-limit 16 --train.warmup-steps 1"
 [rows]
 "HUT, r 1" = "hut --method.r 1 --train.warmup-steps 2"
 lora = "lora"
+
+[cells]
+"toy-classes HUT, r 1" = "--train.weight-decay 0.5"
+"toy-classes lora" = "--train.warmup-steps 3 --train.batch-size 2"
 """
 
 
@@ -32,12 +36,13 @@ def written(tmp_path) -> Path:
     return path
 
 
-def test_the_last_of_file_task_row_and_command_line_holds(written, flags):
+def test_the_last_of_file_task_row_cell_and_command_line_holds(written, flags):
     found = command.parse(flags("--plan", str(written), "--train.batch-size", "8"))
     hut, lora = found.cells
     assert (hut.name, lora.name, hut.file) == ("toy-classes HUT, r 1", "toy-classes lora", "toy-classes-HUT-r-1")
     assert hut.config.train.batch_size == lora.config.train.batch_size == 8
-    assert (hut.config.train.warmup_steps, lora.config.train.warmup_steps) == (2, 1)
+    assert (hut.config.train.warmup_steps, lora.config.train.warmup_steps) == (2, 3)
+    assert (hut.config.train.weight_decay, lora.config.train.weight_decay) == (0.5, 0.0)
     assert hut.config.data.train_limit == 16
     assert hut.config.method_settings.r == 1
     assert hut.seeds == (3, 4)
@@ -133,6 +138,11 @@ def test_bad_flags_are_refused_in_a_sentence(flags, more, told):
         ("[tasks]\ntoy-classes = '--seed 1'\n[rows]\nhut = 'hut'", "--seed"),
         ("[tasks]\ntoy-classes = ''\n[rows]\nhut = 'hut --seeds 1'", "--seeds is the same for all rows"),
         ("[tasks]\ntoy-classes = ''\n[rows]\n'a b' = 'hut'\n'a-b' = 'lora'", "rename one"),
+        ("[tasks]\ntoy-classes = ''\n[rows]\nhut = 'hut'\n[cells]\nhut = ''", 'as in "toy-classes hut"'),
+        (
+            "[tasks]\ntoy-classes = ''\n[rows]\nhut = 'hut'\n[cells]\n'toy-classes hut' = '--seeds 1'",
+            "same for all rows",
+        ),
         ("flag = ''\n[tasks]\ntoy-classes = ''\n[rows]\nhut = 'hut'", "flag is no key"),
         ("flags = 3\n[tasks]\ntoy-classes = ''\n[rows]\nhut = 'hut'", "flags must be a text"),
     ],
