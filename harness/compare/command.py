@@ -19,11 +19,22 @@ from harness.config import RunConfig, validate
 from harness.errors import UserError
 from harness.sweep import trial
 from harness.sweep.search import Sampler, Search, own_storage
-from harness.sweep.space import Space, build
+from harness.sweep.space import SEED, Space, build
 
 PROG = "python -m harness.compare"
 RATE = "train.learning_rate"
-OWN = ("--seeds", "--budget", "--search", "--sampler", "--sampler-seed", "--storage", "--study", "--workers", "--pack")
+OWN = (
+    "--seeds",
+    "--budget",
+    "--trial-seeds",
+    "--search",
+    "--sampler",
+    "--sampler-seed",
+    "--storage",
+    "--study",
+    "--workers",
+    "--pack",
+)
 """Flags that have to be the same for all cells: another budget or other seeds would not compare."""
 
 
@@ -48,9 +59,11 @@ class CompareCommand:
     plan: Path | None = None
     """A file with rows, tasks and flags, in place of --methods and --tasks."""
     seeds: tuple[str, ...] = ("1..3",)
-    """Seeds of the runs that are scored: 1..5, or a list. The first one is that of the trials."""
+    """Seeds of the runs that are scored: 1..5, or a list. The first one is that of the trials, too."""
     budget: int = 0
     """Trials of each method on each task; 0 takes the settings as they are."""
+    trial_seeds: int = 1
+    """Make each trial with so many seeds, the first of --seeds: settings are judged by the mean over them."""
     search: Literal["learning-rate", "declared"] = "learning-rate"
     """What the trials search: the learning rate alone, as many values for one method as for another, or all that a
     method declares."""
@@ -81,7 +94,7 @@ class Cell:
     Attributes:
         row: its row in the plan.
         task: the task's name.
-        search: its trials; without slots where nothing is tuned.
+        search: its trials; without slots where nothing is tuned. Its space has seeds where trials have several.
         config: of the runs that are scored, with the first seed, but for what is searched.
         seeds: of these runs.
         directory: where their folders go.
@@ -97,6 +110,17 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.task} {self.row.name}"
+
+    @property
+    def space(self) -> Space:
+        """What is searched."""
+        return Space({key: domain for key, domain in self.search.space.parameters.items() if key != SEED})
+
+    @property
+    def trial_seeds(self) -> tuple[int, ...]:
+        """The seeds that each of its settings is tried with."""
+        domain = self.search.space.parameters.get(SEED)
+        return domain.values if isinstance(domain, Choices) else self.seeds[:1]
 
     @property
     def file(self) -> str:
@@ -179,6 +203,8 @@ def _cell(
         trials = trial.for_trials(config) if command.budget else config
         validate(trials)
         space = _space(command, config, given, fixed, sampler) if command.budget else Space({})
+        if command.budget and command.trial_seeds > 1:
+            space = _with_seeds(space, seeds, command.trial_seeds, sampler)
         # without trials a rule only says which of the scores is the task's own
         rules = tuple(config.task_settings.rules.values())
         rule = rules[0] if rules and not command.budget else trial.rule_of(trials)
@@ -187,7 +213,7 @@ def _cell(
     search = Search(
         storage=command.storage or own_storage(directory),
         study=f"{command.study}{task}-{row.folder}",
-        slots=command.budget,
+        slots=command.budget * command.trial_seeds,
         config=trials,
         space=space,
         rule=rule,
@@ -237,6 +263,19 @@ def _space(
     return Space({RATE: rates})
 
 
+def _with_seeds(space: Space, seeds: Sequence[int], count: int, sampler: str) -> Space:
+    """Returns a space with each combination of values once for each of the first seeds.
+
+    Raises:
+        UserError: there are not so many seeds, or values are not those of a grid.
+    """
+    if count > len(seeds):
+        raise UserError(f"--trial-seeds {count}: --seeds has {len(seeds)}, the first of which the trials would have")
+    if sampler != "grid":
+        raise UserError(f"--trial-seeds {count}: only a grid tries each value with several seeds: give --sampler grid")
+    return Space({**space.parameters, SEED: Choices(tuple(seeds[:count]))})
+
+
 def middles(domain: LogUniform, parts: int) -> tuple[float, ...]:
     """Returns the middles of equal parts of a range on its logarithmic scale, to two digits."""
     low, high = math.log(domain.low), math.log(domain.high)
@@ -271,6 +310,7 @@ def _check(command: CompareCommand) -> None:
     """
     for flag, count, least in (
         ("--budget", command.budget, 0),
+        ("--trial-seeds", command.trial_seeds, 1),
         ("--workers", command.workers, 1),
         ("--pack", command.pack, 1),
     ):

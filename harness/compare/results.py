@@ -53,13 +53,14 @@ def tuning(cell: Cell, state: State) -> dict[str, Any] | None:
     """Returns what was spent on a cell's trials, as its results have it; None where there were none."""
     if state.best is None:
         return None
+    several = f", mean over seeds {', '.join(map(str, cell.trial_seeds))}" if len(cell.trial_seeds) > 1 else ""
     return {
         "trials": len(state.trials),
         "failed": sum(each.state != TrialState.COMPLETE for each in state.trials),
         "steps": sum(each.user_attrs.get("steps", 0) for each in state.trials),
-        "searched": cell.search.space.describe(),
+        "searched": cell.space.describe(),
         "sampler": cell.search.sampler,
-        "metric": f"{cell.search.rule.metric}, {cell.search.rule.words}",
-        "value": state.best.values[0],
+        "metric": f"{cell.search.rule.metric}, {cell.search.rule.words}{several}",
+        "value": state.best.value,
         "chosen": settings_in_words(state.best.params),
     }

@@ -21,8 +21,10 @@ def header(matrix: Matrix) -> str:
     command, cells = matrix.command, matrix.cells
     rows, tasks = len(matrix.plan.rows), len(matrix.plan.tasks)
     seeds = cells[0].seeds
+    with_seeds = f" with each of {command.trial_seeds} seeds" if command.trial_seeds > 1 else ""
+    searched = f"{command.search.replace('-', ' ')} searched by {cells[0].search.sampler}"
     tuned = (
-        f"{command.budget} trials each, {command.search.replace('-', ' ')} searched by {cells[0].search.sampler}"
+        f"{command.budget} trials each{with_seeds}, {searched}"
         if command.budget
         else "settings as they are, nothing is tuned"
     )

@@ -7,8 +7,10 @@ something to do; nobody assigns work, and whoever is killed is missed by nobody.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
 
 from optuna.storages import BaseStorage
 from optuna.study import Study
@@ -16,15 +18,28 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.compare.command import Cell
 from harness.errors import UserError
-from harness.sweep import search
+from harness.sweep import findings, search
 from harness.sweep.claims import Claims, filled_trials
-from harness.sweep.conclusion import best_trial
+from harness.sweep.conclusion import no_value
 from harness.sweep.finals import work_on_finals
 from harness.sweep.search import Search
 from harness.sweep.slots import FAILURE, SLOT
-from harness.sweep.space import apply
+from harness.sweep.space import SEED, apply
 from harness.sweep.storage import open_storage
 from harness.sweep.worker import Work, work
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best settings of a cell's trials.
+
+    Attributes:
+        params: what was searched, as Optuna's parameters.
+        value: the mean over the trials' seeds.
+    """
+
+    params: Mapping[str, Any]
+    value: float
 
 
 @dataclass(frozen=True)
@@ -33,14 +48,14 @@ class State:
 
     Attributes:
         trials: those that count, by slot.
-        best: the one whose settings the runs have; None while trials are missing, and where there are none.
+        best: the settings that the runs have; None while trials are missing, and where there are none.
         finals: the same of the runs that are scored; empty while trials are missing.
         failure: why there will be no runs, if so.
         following: the slots of these runs, None while trials are missing.
     """
 
     trials: tuple[FrozenTrial, ...] = ()
-    best: FrozenTrial | None = None
+    best: Best | None = None
     finals: tuple[FrozenTrial, ...] = ()
     failure: str = ""
     following: Search | None = None
@@ -83,7 +98,7 @@ class Overview:
         if len(trials) < cell.search.slots:
             return State(trials)
         try:
-            best = best_trial(self._join(cell, cell.search), cell.search.slots) if trials else None
+            best = best_settings(self._join(cell, cell.search), trials) if trials else None
         except UserError as error:
             state = State(trials, failure=str(error))
         else:
@@ -128,9 +143,35 @@ class Overview:
         return tuple(filled_trials(self._join(cell, found), found.slots))
 
 
-def _following(cell: Cell, best: FrozenTrial | None) -> Search:
-    """Returns the runs of a cell whose trials are complete, with the settings of the best one."""
-    values = cell.search.space.from_params(best.params) if best is not None else {}
+def best_settings(study: Study, trials: Sequence[FrozenTrial]) -> Best:
+    """Returns the settings that are best on the mean over seeds; those that failed with one of them do not count.
+
+    Raises:
+        UserError: all of them failed.
+    """
+    tried: dict[tuple[tuple[str, Any], ...], list[FrozenTrial]] = {}
+    for each in trials:
+        tried.setdefault(tuple((key, value) for key, value in each.params.items() if key != SEED), []).append(each)
+    complete = [(params, own) for params, own in tried.items() if all(map(_is_complete, own))]
+    if not complete:
+        raise no_value(study, trials)
+
+    def merit(found: tuple[Any, Sequence[FrozenTrial]]) -> list[float]:
+        return [
+            fmean(column) for column in zip(*(findings.merit(each, study.directions) for each in found[1]), strict=True)
+        ]
+
+    params, own = min(complete, key=merit)
+    return Best(dict(params), fmean(each.values[0] for each in own))
+
+
+def _is_complete(found: FrozenTrial) -> bool:
+    return found.state == TrialState.COMPLETE
+
+
+def _following(cell: Cell, best: Best | None) -> Search:
+    """Returns the runs of a cell whose trials are complete, with the best settings."""
+    values = cell.space.from_params(best.params) if best is not None else {}
     return cell.search.followed_by(apply(cell.config, values), cell.directory, cell.seeds)
 
 

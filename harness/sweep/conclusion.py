@@ -34,9 +34,16 @@ def best_trial(study: Study, slots: int) -> FrozenTrial | None:
     filled = filled_trials(study, slots)
     best = best_by_quality(study, filled)
     if best is None and filled:
-        reasons = [each.user_attrs.get(FAILURE, "pruned") for each in filled]
-        raise UserError(f"no trial of {study.study_name} has a value; the first one: {reasons[0]}")
+        raise no_value(study, filled)
     return best
+
+
+def no_value(study: Study, filled: Sequence[FrozenTrial]) -> UserError:
+    """Returns why there is no best trial."""
+    reasons = [reason for each in filled if (reason := each.user_attrs.get(FAILURE))]
+    return UserError(
+        f"no trial of {study.study_name} has a value; the first one: {reasons[0] if reasons else 'pruned'}"
+    )
 
 
 def best_by_quality(study: Study, filled: Sequence[FrozenTrial]) -> FrozenTrial | None:

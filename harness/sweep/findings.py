@@ -46,11 +46,17 @@ def pareto_front(complete: Sequence[FrozenTrial], directions: Sequence[StudyDire
 def best(
     complete: Sequence[FrozenTrial], directions: Sequence[StudyDirection], objective: int = 0
 ) -> FrozenTrial | None:
-    """Returns the best trial by one objective; of equals the one with the lowest held-out loss, then the first.
+    """Returns the best trial by one objective, as :func:`merit` has it."""
+    return min(complete, key=lambda trial: merit(trial, directions, objective), default=None)
 
-    A metric such as Matthews correlation is 0 for all trials that have learned no more than the larger class.
+
+def merit(trial: FrozenTrial, directions: Sequence[StudyDirection], objective: int = 0) -> tuple[float, float, int]:
+    """Returns what makes one trial better than another, lower being better: the objective, the loss, the slot.
+
+    Of equals the one with the lowest held-out loss is better, then the first: a metric such as Matthews correlation is
+    0 for all trials that have learned no more than the larger class.
     """
-    return min(complete, key=lambda trial: (_costs(trial, directions)[objective], *_among_equals(trial)), default=None)
+    return (_costs(trial, directions)[objective], *_among_equals(trial))
 
 
 def _costs(trial: FrozenTrial, directions: Sequence[StudyDirection]) -> list[float]:

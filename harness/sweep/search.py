@@ -17,7 +17,7 @@ from optuna.study import Study
 from harness.config import RunConfig, to_tree
 from harness.protocols import Rule
 from harness.sweep.claims import Claims, open_study
-from harness.sweep.space import FIELDS, Space
+from harness.sweep.space import Space, path_of
 from harness.sweep.storage import open_storage
 from harness.sweep.trial import Objective, directions, objective_names
 
@@ -87,9 +87,9 @@ class Search:
         """Returns what must be the same for all who work on its study."""
         tree = common(self.config)
         for key in self.space.parameters:
-            section, *path, last = key.split(".")
+            *path, last = path_of(key)
             table = tree
-            for name in (*FIELDS.get(section, ("stages", section)), *path):
+            for name in path:
                 table = table[name]
             table.pop(last, None)
         return {

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 FIELDS = {"train": ("train",), "method": ("method_settings",), "task": ("task_settings",)}
 """The first part of a dotted key, and where in RunConfig it is; others are stages."""
 
+SEED = "seed"
+"""Nothing that a sweep searches; trials may differ in it where what they come to is averaged over it."""
+
 COMMON = ("data.", "task.held_out", "train.eval_every")
 """How keys start whose value all trials share, like those of no section: it decides what is measured, and when."""
 
@@ -105,6 +108,12 @@ def flag_of(key: str) -> str:
     return f"--space.{key}".replace("_", "-")
 
 
+def path_of(key: str) -> list[str]:
+    """Returns where in RunConfig the value of a dotted key is."""
+    section, *path = key.split(".")
+    return [*FIELDS.get(section, ("stages", section)), *path] if path else [section]
+
+
 def apply(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     """Returns a configuration with the values of dotted keys; epochs switch off the number of steps, as in a recipe.
 
@@ -114,15 +123,16 @@ def apply(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     known = cli.keys(config)
     tree: dict[str, Any] = {}
     for key, value in values.items():
-        section, *path = key.split(".")
-        if key not in known or not path:
+        section = key.partition(".")[0]
+        if key not in known or ("." not in key and key != SEED):
             raise UserError(f"{key} is no setting of --method {config.method} and --task {config.task}")
+        *path, last = path_of(key)
         table = tree
-        for name in [*FIELDS.get(section, ("stages", section)), *path[:-1]]:
+        for name in path:
             table = table.setdefault(name, {})
-        table[path[-1]] = value
-        if value is not None and path[-1] in _ends(section):
-            table.setdefault(_ends(section)[path[-1]], None)
+        table[last] = value
+        if value is not None and last in _ends(section):
+            table.setdefault(_ends(section)[last], None)
     try:
         return _laid_over(config, tree)
     except ValueError as error:

@@ -10,9 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import TrialState, create_trial
 
+from harness.compare.work import best_settings
+from harness.errors import UserError
 from harness.sweep.claims import filled_trials, find_study
 from harness.sweep.storage import open_storage
 
@@ -53,6 +57,56 @@ def test_trials_runs_results_and_a_report(compare, forkserver, flags):
     assert "toy-classes (version 1)" in out
     assert "2 trials" in out
     assert "<html" in (OUT / "report.html").read_text()[:200]
+
+
+def test_trials_with_several_seeds_are_judged_by_their_mean(here, flags):
+    code, _, err = here(flags("--seeds", "3..5", "--trial-seeds", "2", "--pack", "2"))
+    assert code == 0, err
+    assert "2 trials each with each of 2 seeds" in err
+    assert re.search(r"hut +0/4 \+ 0/3", err)
+    assert re.search(r"toy-classes hut, trial with train.learning_rate [\d.e-]+, seed 4: ", err)
+    found = results()
+    assert len(found) == 6
+    for name, result in found.items():
+        assert "seed" not in result["tuning"]["chosen"]
+        assert "seed" not in result["tuning"]["searched"]
+        assert result["tuning"]["metric"].endswith(", mean over seeds 3, 4")
+        assert result["tuning"]["trials"] == 4
+        values: dict[float, dict[int, float]] = {}
+        for trial in filled_trials(find_study(open_storage(STORAGE), name.rpartition("-seed")[0]), 4):
+            values.setdefault(trial.params["train.learning_rate"], {})[trial.params["seed"]] = trial.value
+        assert [set(own) for own in values.values()] == [{3, 4}, {3, 4}]
+        means = {rate: sum(own.values()) / 2 for rate, own in values.items()}
+        assert result["tuning"]["value"] == pytest.approx(max(means.values()))
+        assert means[result["config"]["train"]["learning_rate"]] == pytest.approx(max(means.values()))
+    code, _, err = here(flags("--seeds", "3..5"))
+    assert code == 2
+    assert "seed" in err.splitlines()[-1]
+
+
+def test_the_mean_over_seeds_decides_and_settings_that_failed_with_one_seed_do_not_count():
+    def trial(slot: int, rate: float, seed: int, value: float | None):
+        found = create_trial(
+            state=TrialState.FAIL if value is None else TrialState.COMPLETE,
+            value=value,
+            params={"train.learning_rate": rate, "seed": seed},
+            distributions={
+                "train.learning_rate": CategoricalDistribution([0.1, 0.2, 0.3]),
+                "seed": CategoricalDistribution([0, 1]),
+            },
+            user_attrs={"slot": slot, **({"failure": "it diverged"} if value is None else {})},
+        )
+        return found
+
+    study = optuna.create_study(direction="maximize", study_name="toy")
+    lucky = [trial(0, 0.1, 0, 0.9), trial(1, 0.1, 1, 0.1)]
+    failed = [trial(2, 0.2, 0, 1.0), trial(3, 0.2, 1, None)]
+    steady = [trial(4, 0.3, 0, 0.6), trial(5, 0.3, 1, 0.7)]
+    best = best_settings(study, [*lucky, *failed, *steady])
+    assert best.params == {"train.learning_rate": 0.3}
+    assert best.value == pytest.approx(0.65)
+    with pytest.raises(UserError, match="it diverged"):
+        best_settings(study, failed)
 
 
 def test_what_is_there_is_kept_and_only_the_rest_is_run(here, flags):
