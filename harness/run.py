@@ -31,7 +31,7 @@ from harness.console import Console, is_main_process, stdout_for_the_result
 from harness.errors import UserError, run_command
 from harness.preparation import Setup, prepare
 from harness.rundir import RunDirectory, same_configuration, write_text
-from harness.training import fingerprint, train
+from harness.training import fingerprint, train, unprepared
 
 
 def main(argv: Sequence[str]) -> int:
@@ -209,7 +209,7 @@ def train_stages(
         watcher = on_measured if last else None
         history = train(model, setup.workload, stage, accelerator, store, console, watcher)
         histories.append(history)
-        model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        model = unprepared(model, accelerator)
         if not last:
             accelerator.free_memory()
     return model, histories

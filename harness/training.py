@@ -290,6 +290,19 @@ def train(
     return history
 
 
+def unprepared(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Returns a model as it was before :func:`train`, so that it can be trained again, or as a part of another one.
+
+    ``accelerator.unwrap_model(model, keep_fp32_wrapper=False)`` would also strip its forward of the decorators that
+    Transformers put there.
+    """
+    model = accelerator.unwrap_model(model)
+    if "_original_forward" in model.__dict__:  # of mixed precision
+        del model.forward, model._original_forward
+    model.__dict__.pop("_is_accelerate_prepared", None)
+    return model
+
+
 def micro_batch_size(config: TrainConfig, processes: int) -> int:
     """Returns how many examples one process holds at once.
 

@@ -80,6 +80,17 @@ def test_the_head_is_trained_first_and_then_frozen(run_staged):
     assert any(not torch.equal(short[name], long[name]) for name in short)
 
 
+def test_bf16_stays_near_fp32_in_all_stages(run_staged, encoder):
+    """A model that was trained once is trained again, as the base of the adapter, with its own forward."""
+    fp32, _ = run_staged("--model", str(encoder))
+    bf16, adapter = run_staged("--model", str(encoder), "--train.mixed-precision", "bf16", out="bf16")
+    for ours, theirs in zip(bf16["stages"], fp32["stages"], strict=True):
+        assert ours["steps"] == theirs["steps"]
+        assert ours["final_loss"] != theirs["final_loss"]
+        assert ours["final_loss"] == pytest.approx(theirs["final_loss"], rel=2**-7)
+    assert all(tensor.dtype == torch.float32 for tensor in adapter.values())
+
+
 def test_stage_settings_take_the_place_of_train_settings():
     config = recipes.build("hadamard", "cola", "quick")
     first = train_config(config, "stage1")
