@@ -86,7 +86,7 @@ def test_trials_with_several_seeds_are_judged_by_their_mean(here, flags):
 
 def test_the_mean_over_seeds_decides_and_settings_that_failed_with_one_seed_do_not_count():
     def trial(slot: int, rate: float, seed: int, value: float | None):
-        found = create_trial(
+        return create_trial(
             state=TrialState.FAIL if value is None else TrialState.COMPLETE,
             value=value,
             params={"train.learning_rate": rate, "seed": seed},
@@ -96,7 +96,6 @@ def test_the_mean_over_seeds_decides_and_settings_that_failed_with_one_seed_do_n
             },
             user_attrs={"slot": slot, **({"failure": "it diverged"} if value is None else {})},
         )
-        return found
 
     study = optuna.create_study(direction="maximize", study_name="toy")
     lucky = [trial(0, 0.1, 0, 0.9), trial(1, 0.1, 1, 0.1)]
