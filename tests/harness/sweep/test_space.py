@@ -270,13 +270,19 @@ class TestApply:
         stage = apply(configured("hadamard", stage1__max_steps=7), {"stage1.epochs": 2.0}).stages.stage1
         assert (stage.epochs, stage.max_steps) == (2.0, None)
 
+    def test_the_seed_may_differ_where_trials_are_averaged_over_it(self):
+        config = configured()
+        changed = apply(config, {"seed": 7, R: 3})
+        assert (changed.seed, changed.method_settings.r) == (7, 3)
+        assert changed.train == config.train
+
     @pytest.mark.parametrize(
         ("values", "says"),
         [
             ({R: 0}, "--method.r is 0"),
             ({"task.max_length": 1}, "--task.max-length is 1"),
             ({"method.rank": 1}, "method.rank is no setting of --method hut and --task cola"),
-            ({"seed": 1}, "seed is no setting"),
+            ({"preset": "paper"}, "preset is no setting"),
             ({"stage1.epochs": 1.0}, "stage1.epochs is no setting"),
         ],
         ids=str,
