@@ -22,6 +22,7 @@ from benchmarks import sweep_tables
 from harness import result_file
 from harness.config import flatten
 from harness.errors import UserError, run_command
+from harness.report.identity import NOT_OF_THE_DATA
 
 Result = Mapping[str, Any]
 HELD_OUT, PUBLISHED = "held_out", "published"
@@ -69,7 +70,7 @@ class Group:
 
 def what_was_measured(run: Result) -> dict[str, Any]:
     """Returns what the runs of a task have to share, whatever the method, to stand in one table."""
-    data = {name: value for name, value in run["data"].items() if name != "train_subset"}  # it names the seed
+    data = {name: value for name, value in run["data"].items() if name not in NOT_OF_THE_DATA}
     return {
         "version of the task": run["task"]["version"],
         "base model's sha256": run["model"]["sha256"],
