@@ -22,7 +22,7 @@ from benchmarks import sweep_tables
 from harness import result_file
 from harness.config import flatten
 from harness.errors import UserError, run_command
-from harness.report.identity import NOT_OF_THE_DATA
+from harness.report.identity import shared_data
 
 Result = Mapping[str, Any]
 HELD_OUT, PUBLISHED = "held_out", "published"
@@ -70,12 +70,11 @@ class Group:
 
 def what_was_measured(run: Result) -> dict[str, Any]:
     """Returns what the runs of a task have to share, whatever the method, to stand in one table."""
-    data = {name: value for name, value in run["data"].items() if name not in NOT_OF_THE_DATA}
     return {
         "version of the task": run["task"]["version"],
         "base model's sha256": run["model"]["sha256"],
         "start": run["init_from"],
-        "data": data,
+        "data": shared_data(run),
         "number of steps": sum(stage.get("steps", 0) for stage in run.get("stages", [run["train"]])),
         "batch size": run["train"]["batch_size"],
     }

@@ -14,7 +14,7 @@ from harness.errors import UserError
 from harness.registry import closest
 from harness.report import costs as cost_files
 from harness.report.checks import PARAMETERS
-from harness.report.identity import NOT_OF_THE_DATA, as_key, row_settings, scored_on
+from harness.report.identity import as_key, row_settings, scored_on, shared_data
 from harness.report.model import Board, Costs, Difference, Row, RunEntry, Statistic
 from harness.report.reading import Found, Run
 from harness.report.statistics import compare, describe
@@ -254,8 +254,7 @@ def in_words(value: Any) -> str:
 
 def setting_in_words(result: Mapping[str, Any]) -> str:
     """Returns what the runs of a board have in common, beside task, weights and split."""
-    facts = {name: value for name, value in result["data"].items() if name not in NOT_OF_THE_DATA}
-    parts = [", ".join(_named(facts)), f"start: {_start(result)}"]
+    parts = [", ".join(_named(shared_data(result))), f"start: {_start(result)}"]
     if settings := result["config"].get("task_settings"):
         parts.append("task settings: " + ", ".join(_named(settings)))
     return "; ".join(parts)
@@ -297,7 +296,7 @@ def _alike(names: Sequence[str]) -> dict[str, list[int]]:
 def _facts(result: Mapping[str, Any]) -> dict[str, str]:
     """Returns what may tell boards of one task and model apart, what tells most first, each with its name."""
     split, examples = scored_on(result)
-    data = {name: value for name, value in result["data"].items() if name not in NOT_OF_THE_DATA}
+    data = shared_data(result)
     counts = {name: data.pop(name) for name in [*data] if type(data[name]) is int}
     tree = {
         **counts,

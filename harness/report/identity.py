@@ -27,14 +27,18 @@ def board_key(result: Result) -> str:
     Task and version, base weights, start, data, how the task is set, split and number of examples. Steps and batch
     size are no part of it: they are told in each row.
     """
-    facts = {name: value for name, value in result["data"].items() if name not in NOT_OF_THE_DATA}
     task, model = result["task"], result["model"]
     return as_key(
         [
-            *(task["name"], task["version"], model["sha256"], result["init_from"], facts),
+            *(task["name"], task["version"], model["sha256"], result["init_from"], shared_data(result)),
             *(result["config"].get("task_settings", {}), *scored_on(result)),
         ]
     )
+
+
+def shared_data(result: Result) -> dict[str, Any]:
+    """Returns the facts of the data that runs that compare have in common."""
+    return {name: value for name, value in result["data"].items() if name not in NOT_OF_THE_DATA}
 
 
 def scored_on(result: Result) -> tuple[str, int]:
