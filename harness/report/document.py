@@ -1,7 +1,8 @@
 """What the page knows: a report as one JSON document, thinned so that a page of 1,000 runs stays small.
 
-Numbers keep six digits, curves 40 points. Settings, machines and signatures, which most runs have in common, are stored
-once in a *pool* that runs refer to by position. Predictions get the room that is left.
+Numbers keep nine digits, so that the four decimals that the page shows are those of the tables in text; curves have 40
+points of four digits. Settings, machines and signatures, which most runs have in common, are stored once in a *pool*
+that runs refer to by position. Predictions get the room that is left.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Pool:
         return place
 
 
-def plain(value: Any, digits: int = 6) -> Any:
+def plain(value: Any, digits: int = 9) -> Any:
     """Returns a tree for JSON with shorter numbers; one that is not finite becomes a text."""
     if isinstance(value, float):
         return float(f"{value:.{digits}g}") if math.isfinite(value) else str(value)

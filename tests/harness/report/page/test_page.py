@@ -113,6 +113,10 @@ class TestPage:
 
 
 class TestDocument:
+    @pytest.mark.parametrize("value", [0.10884959823188922, 0.5248499912, -0.0315499876])
+    def test_shortened_numbers_have_the_same_four_decimals(self, value):
+        assert f"{document.plain(value):.4f}" == f"{value:.4f}"
+
     def test_what_runs_share_is_stored_once(self, report):
         found = json.loads(document.build(report(), "A report", 10**6))
         assert len({run["environment"] for run in found["runs"]}) == 1
