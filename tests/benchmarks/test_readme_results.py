@@ -49,7 +49,7 @@ def test_a_number_that_changes_changes_the_table(copy):
 
 def test_tables_state_split_seeds_and_selection(copy):
     first = shown(copy).splitlines()[2]
-    for words in ("test split", "seeds 0 1", "selected by", "48 examples", "60 steps of 8", "nothing tuned"):
+    for words in ("test split", "seeds 0 1 2", "selected by", "48 examples", "60 steps of 8", "4 trials"):
         assert words in first
 
 
