@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -310,3 +310,70 @@ def run_here(
     logging.getLogger().setLevel(level)
     transformers.logging.set_verbosity_warning()
     transformers.logging.enable_progress_bar()
+
+
+SMALL = (
+    *("--train.batch-size", "6", "--train.max-steps", "3", "--train.eval-every", "never", "--score", "last"),
+    *("--train.learning-rate", "1e-2"),
+)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str, ...], Path]]:
+    """A folder for runs, and those that are there, by method, task, kind of model and flags."""
+    return tmp_path_factory.mktemp("runs"), {}
+
+
+@pytest.fixture
+def trained(run_here, checkpoint, glue_folder, made) -> Callable[..., Path]:
+    """Trains a method for three steps on invented texts, if that was not done before; returns the run directory.
+
+    The texts lie in the test's folder, for commands that read a run's data again.
+    """
+    folder, done = made
+
+    def train(method: str, task: str = "mrpc", *flags: str, kind: str = "bert", labels: tuple[str, ...] = ()) -> Path:
+        key = (method, task, kind, *labels, *flags)
+        data = glue_folder(task, train=24, validation=12)
+        if key not in done:
+            path = folder / f"run{len(done)}"
+            stage = ("--stage1.epochs", "0.25") if method == "hadamard" else ()
+            arguments = ["--method", method, "--task", task, "--model", str(checkpoint(kind, labels))]
+            arguments += ["--data.dir", str(data), "--output-dir", str(path), *SMALL, *stage, *flags]
+            code, _, err = run_here(arguments)
+            assert code == 0, err
+            done[key] = path
+        return done[key]
+
+    return train
+
+
+@pytest.fixture
+def in_folder(run_here, capfd: pytest.CaptureFixture[str]) -> Callable[..., Callable[..., tuple[int, str, str]]]:
+    """Turns a command's ``main`` into what runs it in the test's folder and returns exit code, stdout and stderr."""
+
+    def of(main: Callable[[Sequence[str]], int]) -> Callable[..., tuple[int, str, str]]:
+        def go(*arguments: object) -> tuple[int, str, str]:
+            capfd.readouterr()
+            code = run_command(main, [str(argument) for argument in arguments])
+            captured = capfd.readouterr()
+            return code, captured.out, captured.err
+
+        return go
+
+    return of
+
+
+@pytest.fixture
+def refused(command) -> Callable[..., None]:
+    """Checks that a folder's ``command`` says one sentence on stderr, with these words in it, and exits with 2."""
+
+    def check(says: str, *arguments: object) -> None:
+        code, out, err = command(*arguments)
+        assert code == 2, err
+        assert out == ""
+        assert err.count("error: ") == 1
+        assert says in err
+        assert "Traceback" not in err
+
+    return check

@@ -109,11 +109,11 @@ def test_validation_of_mnli_is_its_matched_part(trained, analyse, read_csv):
 
 
 def test_another_folder_of_data(trained, glue_folder, analyse, read_csv, refused):
-    data = glue_folder("mrpc", train=24, validation=20)
-    code, _, err = analyse("outputs", trained("full"), "--data-dir", data, "--output-dir", "out")
+    run, data = trained("full"), glue_folder("mrpc", train=24, validation=20)
+    code, _, err = analyse("outputs", run, "--data-dir", data, "--output-dir", "out")
     assert code == 0, err
     assert {row["examples"] for row in read_csv(Path("out/outputs.csv"))} == {"20"}
-    refused("nowhere", "outputs", trained("full"), "--data-dir", "nowhere")
+    refused("nowhere", "outputs", run, "--data-dir", "nowhere")
 
 
 def test_a_run_whose_checkpoint_has_another_head_is_read(trained, analyse):
